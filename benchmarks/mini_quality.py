@@ -1,0 +1,233 @@
+"""What `mini` gets right: every figure of docs/mini.md comes from this command.
+
+    python benchmarks/mini_quality.py --data data --model build/mini --out docs/mini_quality.json
+
+Held-out data only: easy-VQA's official test split, scenes of new seeds, colour-shape pairs never trained, a
+drawing style never trained, and scikit-image's photographs. Beside each score stand its 95% bootstrap interval
+and the blind score: the most frequent training answer to the question's own wording, no picture seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import vision_lm
+from projector.data import easy_vqa
+from projector.data.caption_objects import named_things
+from projector.data.corpus import CAPTION_REQUESTS
+from projector.data.pictures import load_pictures
+from projector.data.samples import iter_jsonl
+from vision_lm.answer import Answer
+from vision_lm.model import VisionLM
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with its right answers."""
+
+    image: Path
+    question: str
+    answers: frozenset[str]
+    kind: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy, 0-1, with its interval."""
+
+    kind: str
+    questions: int
+    accuracy: float
+    low: float
+    high: float
+    blind: float | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--limit", type=int, help="so many questions of each task, chosen by a fixed seed")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    vlm = vision_lm.load(arguments.model)
+    corpus = arguments.data / "corpus"
+    tasks = {
+        "easy-VQA test": ([_item(q) for q in easy_vqa.test()], _priors(easy_vqa.train())),
+        "scenes, new seeds": (
+            _questions(corpus / "held_out" / "scenes.jsonl"),
+            _file_priors(corpus / "scenes.jsonl"),
+        ),
+        "scenes, unseen pairs": (
+            _questions(corpus / "held_out" / "pairs.jsonl"),
+            _file_priors(corpus / "scenes.jsonl"),
+        ),
+        "drawings, unseen style": (_names(arguments.data, corpus / "held_out" / "drawings.jsonl"), None),
+    }
+    report: dict[str, object] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "limit": arguments.limit,
+    }
+    for name, (items, priors) in tasks.items():
+        items = _limited(items, arguments.limit)
+        scores = measure(vlm, items, priors)
+        report[name] = [asdict(score) for score in scores]
+        _print_table(name, scores)
+    report["captions"] = captions(vlm, corpus / "held_out" / "scenes.jsonl", arguments.limit or 1000)
+    print("captions:", report["captions"])
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(vlm: VisionLM, items: Sequence[Item], priors: dict[str, str] | None) -> list[Score]:
+    """One score for each kind of question, and one for all."""
+    replies = vlm.ask([item.image for item in items], [item.question for item in items])
+    right: dict[str, list[bool]] = defaultdict(list)
+    blind: dict[str, list[bool]] = defaultdict(list)
+    for item, reply in zip(items, replies, strict=True):
+        if not isinstance(reply, Answer):
+            raise reply
+        for kind in (item.kind, "all"):
+            right[kind].append(_plain(reply.text) in item.answers)
+            if priors is not None:
+                blind[kind].append(priors.get(_plain(item.question), "yes") in item.answers)
+    scores = []
+    for kind in sorted(right, key=lambda kind: (kind == "all", kind)):
+        low, high = interval(right[kind])
+        guess = float(np.mean(blind[kind])) if priors is not None else None
+        scores.append(Score(kind, len(right[kind]), float(np.mean(right[kind])), low, high, guess))
+    return scores
+
+
+def interval(right: Sequence[bool]) -> tuple[float, float]:
+    """95% bootstrap interval of the mean, 1,000 resamples, fixed seed."""
+    values = np.asarray(right, dtype=float)
+    draws = np.random.default_rng(0).integers(0, len(values), (1000, len(values)))
+    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def captions(vlm: VisionLM, path: Path, limit: int) -> dict[str, dict[str, float]]:
+    """Of the things that captions name, the share that the true long caption names too; and of the true ones, the share named."""
+    samples = [s for s in iter_jsonl(path) if any(t.kind == "caption" for t in s.turns)][:limit]
+    vocabulary = {t.answer.split(" ", 1)[-1] for s in samples for t in s.turns if t.kind == "list"}
+    result = {}
+    for length, request in CAPTION_REQUESTS.items():
+        replies = vlm.caption([sample.images[0] for sample in samples], length=length)  # type: ignore[arg-type]
+        named = true = wanted = found = 0
+        for sample, reply in zip(samples, replies, strict=True):
+            if not isinstance(reply, Answer):
+                raise reply
+            truth = next(t.answer for t in sample.turns if t.question == CAPTION_REQUESTS["normal"])
+            said, there = _things(reply.text, vocabulary), _things(truth, vocabulary)
+            named += sum(said.values())
+            true += sum((said & there).values())
+            asked = _things(next(t.answer for t in sample.turns if t.question == request), vocabulary)
+            wanted += sum(asked.values())
+            found += sum((asked & said).values())
+        result[length] = {"named": named, "true": true / max(named, 1), "recall": found / max(wanted, 1)}
+    return result
+
+
+def _things(caption: str, vocabulary: Iterable[str]) -> Counter[tuple[str | None, str]]:
+    counted: Counter[tuple[str | None, str]] = Counter()
+    for thing in named_things(caption, set(vocabulary)):
+        if not thing.definite:
+            counted[(thing.colour, thing.noun)] += thing.count or 1
+    return counted
+
+
+def _item(question: easy_vqa.Question) -> Item:
+    return Item(Path(question.image), question.question, frozenset([question.answer]), question.kind)
+
+
+def _questions(path: Path) -> list[Item]:
+    return [
+        Item(sample.images[0], turn.question, frozenset([_plain(turn.answer)]), turn.kind)
+        for sample in iter_jsonl(path)
+        for turn in sample.turns
+        if turn.kind != "caption"
+    ]
+
+
+def _names(data: Path, path: Path) -> list[Item]:
+    """One "What is this?" for every drawing of the unseen style whose name was trained in another style."""
+    pictures = load_pictures(data)
+    aliases: dict[str, set[str]] = defaultdict(set)
+    for picture in pictures:
+        aliases[picture.name] |= {picture.name, *picture.aliases}
+    trained = {picture.name for picture in pictures if picture.style != "fluent-flat"}
+    items = []
+    for sample in iter_jsonl(path):
+        name = _bare(next(turn.answer for turn in sample.turns if turn.kind == "name"))
+        if name in trained:
+            items.append(
+                Item(
+                    sample.images[0],
+                    "What is this?",
+                    frozenset(map(_plain, _articled(aliases[name]))),
+                    "name",
+                )
+            )
+    return items
+
+
+def _articled(names: Iterable[str]) -> list[str]:
+    from projector.data.scene_grammar import with_article
+
+    return [form for name in names for form in (name, with_article(name))]
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("a ").removeprefix("an ")
+
+
+def _plain(text: str) -> str:
+    return text.strip().lower().rstrip(".?!")
+
+
+def _priors(questions: Iterable[easy_vqa.Question]) -> dict[str, str]:
+    return _most_frequent((question.question, question.answer) for question in questions)
+
+
+def _file_priors(path: Path) -> dict[str, str]:
+    return _most_frequent(
+        (turn.question, turn.answer) for sample in iter_jsonl(path) for turn in sample.turns
+    )
+
+
+def _most_frequent(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for question, answer in pairs:
+        counts[_plain(question)][_plain(answer)] += 1
+    return {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
+
+
+def _limited(items: list[Item], limit: int | None) -> list[Item]:
+    return random.Random(0).sample(items, limit) if limit and limit < len(items) else items
+
+
+def _print_table(name: str, scores: Sequence[Score]) -> None:
+    print(f"\n{name}")
+    for score in scores:
+        blind = "" if score.blind is None else f"  blind {score.blind:6.1%}"
+        print(
+            f"  {score.kind:12} {score.questions:6}  {score.accuracy:6.1%}  [{score.low:.1%}, {score.high:.1%}]{blind}"
+        )
+
+
+if __name__ == "__main__":
+    main()

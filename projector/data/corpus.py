@@ -1,0 +1,179 @@
+"""The training corpus of `mini`: pictures on disk, and JSON Lines files that ask about them.
+
+    scenes.jsonl     synthetic scenes of shapes and cut-outs: independent questions and captions
+    dialogues.jsonl  the same pictures, as short follow-up chats
+    drawings.jsonl   one emoji or clip-art drawing a picture, on any ground
+    easy_vqa.jsonl   easy-VQA's train split
+
+Held out, under `held_out/`: scenes of other seeds and of colour-shape pairs that training never draws, and every
+drawing of one style (HELD_OUT_STYLE). Every unit of work has a seed of its own, so the corpus is the same
+whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from projector.data import drawings, easy_vqa, scenes
+from projector.data.pictures import STYLES, Picture, load_pictures
+from projector.data.samples import Sample, Turn, write_jsonl
+from projector.data.scenes import Sprite
+from vision_lm.config import PromptConfig
+
+HELD_OUT_STYLE = "fluent-flat"
+UNIT = 200  # pictures to a unit of work
+SIZE = 256  # pixels a side
+CAPTION_SHARE = 0.7  # of the scenes that carry captions beside their questions
+_PROMPT = PromptConfig(image_token_id=0, eos_token_id=0)
+CAPTION_REQUESTS = {
+    "short": _PROMPT.caption_short,
+    "normal": _PROMPT.caption_normal,
+    "long": _PROMPT.caption_long,
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many pictures of each sort."""
+
+    scenes: int = 12_000
+    drawings: int = 2  # pictures of each drawing
+    held_out_scenes: int = 1_000  # of new seeds, and as many again of pairs never seen together
+
+
+def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
+    """Write the corpus of the pictures under `root` to root/corpus; → that folder."""
+    out = root / "corpus"
+    trained = [style for style in STYLES if style != HELD_OUT_STYLE]
+    jobs: list[tuple[Path, list[Callable[[], list[Sample]]]]] = [
+        (
+            out / "scenes.jsonl",
+            _units(_scenes, sizes.scenes, out / "scenes", root, trained, "avoid", "train"),
+        ),
+        (out / "drawings.jsonl", _drawing_units(root, out / "drawings", trained, sizes.drawings)),
+        (
+            out / "held_out" / "scenes.jsonl",
+            _units(
+                _scenes,
+                sizes.held_out_scenes,
+                out / "held_out" / "scenes",
+                root,
+                trained,
+                "ignore",
+                "held out",
+            ),
+        ),
+        (
+            out / "held_out" / "pairs.jsonl",
+            _units(_scenes, sizes.held_out_scenes, out / "held_out" / "pairs", root, (), "require", "pairs"),
+        ),
+        (
+            out / "held_out" / "drawings.jsonl",
+            _drawing_units(root, out / "held_out" / "drawings", [HELD_OUT_STYLE], 1),
+        ),
+    ]
+    with ProcessPoolExecutor(processes) as pool:
+        for path, units in jobs:
+            futures = [pool.submit(unit) for unit in units]
+            progress = tqdm(futures, desc=path.stem, unit="unit")
+            samples = [sample for future in progress for sample in future.result()]
+            for linked, file in (
+                (False, path),
+                (True, path.with_name(path.name.replace("scenes", "dialogues"))),
+            ):
+                some = [sample for sample in samples if sample.linked == linked]
+                if some:
+                    write_jsonl(file, some)
+    write_jsonl(out / "easy_vqa.jsonl", _easy_vqa())
+    return out
+
+
+def _units(
+    work: Callable[..., list[Sample]],
+    count: int,
+    folder: Path,
+    root: Path,
+    styles: Sequence[str],
+    pairs: str,
+    name: str,
+) -> list[Callable[[], list[Sample]]]:
+    starts = range(0, count, UNIT)
+    return [
+        partial(work, folder, root, styles, pairs, name, start, min(UNIT, count - start)) for start in starts
+    ]
+
+
+def _scenes(
+    folder: Path, root: Path, styles: Sequence[str], pairs: str, name: str, start: int, count: int
+) -> list[Sample]:
+    """One unit of scenes: pictures written, their samples returned."""
+    rng = random.Random(f"scenes/{name}/{start}")
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = load_pictures(root, styles) if styles else []
+    cut_outs = [_sprite(picture) for picture in rng.sample(pictures, min(len(pictures), 2 * UNIT))]
+    names = sorted({picture.name for picture in pictures})
+    samples: list[Sample] = []
+    for number in range(start, start + count):
+        chosen = rng.sample(cut_outs, min(8, len(cut_outs))) if rng.random() < 0.55 else []
+        scene, picture = scenes.compose(rng, size=SIZE, sprites=chosen, held_out_pairs=pairs)  # type: ignore[arg-type]
+        path = folder / f"{number:06d}.png"
+        picture.save(path, compress_level=1)
+        asked = scenes.questions(scene, rng, 14, absent_names=rng.sample(names, min(20, len(names))))
+        turns = [Turn(qa.question, qa.answer, qa.kind) for qa in asked]
+        if rng.random() < CAPTION_SHARE:
+            turns += [
+                Turn(CAPTION_REQUESTS[length], scenes.caption(scene, length, rng), "caption")
+                for length in CAPTION_REQUESTS
+            ]  # type: ignore[arg-type]
+        samples.append(Sample((path,), tuple(turns)))
+        chat = scenes.dialogue(scene, rng)
+        if len(chat) > 1:
+            samples.append(
+                Sample((path,), tuple(Turn(qa.question, qa.answer, qa.kind) for qa in chat), linked=True)
+            )
+    return samples
+
+
+def _sprite(picture: Picture) -> Sprite:
+    with Image.open(picture.path) as image:
+        return Sprite(picture.name, image.convert("RGBA"))
+
+
+def _drawing_units(
+    root: Path, folder: Path, styles: Sequence[str], copies: int
+) -> list[Callable[[], list[Sample]]]:
+    count = len(load_pictures(root, styles))
+    return [partial(_drawings, folder, root, styles, copies, start) for start in range(0, count, UNIT)]
+
+
+def _drawings(folder: Path, root: Path, styles: Sequence[str], copies: int, start: int) -> list[Sample]:
+    """One unit of single drawings on plain or busy grounds."""
+    rng = random.Random(f"drawings/{'+'.join(styles)}/{start}")
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = load_pictures(root, styles)
+    samples = []
+    for number in range(start, min(start + UNIT, len(pictures))):
+        picture = pictures[number]
+        with Image.open(picture.path) as file:
+            cut_out = file.convert("RGBA")
+        for copy in range(copies):
+            path = folder / f"{number:05d}-{copy}.png"
+            drawings.place(cut_out, SIZE, rng, plain=copies == 1).save(path, compress_level=1)
+            samples.append(Sample((path,), tuple(drawings.turns(picture, pictures, CAPTION_REQUESTS, rng))))
+    return samples
+
+
+def _easy_vqa() -> Iterator[Sample]:
+    turns: dict[Path, list[Turn]] = {}
+    for image, question, answer, kind in easy_vqa.train():
+        turns.setdefault(Path(image), []).append(Turn(question, answer, kind))
+    for image, asked in turns.items():
+        yield Sample((image,), tuple(asked))

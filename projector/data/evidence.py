@@ -1,0 +1,127 @@
+"""Photographs without photographs: synthetic class evidence for the pooled tokens.
+
+The frozen tower already names a thousand things in real photographs; its pooled tokens carry the class logits.
+What the projector and the language model must learn is to SAY what the logits mean, whatever the patches look
+like. So a training picture lends its patches, roughly mixed with its neighbour's, and gets logits drawn to look
+like those of a photograph of some class: a peak, its look-alikes (classes whose classifier rows are similar),
+noise, and a sharpness between a guess and a certainty. The facts said are computed from these logits
+(projector/data/photo_facts.py), exactly as they would be from real ones: the head is distilled into words.
+The idea that distillation needs variety rather than real pictures is that of Asano & Saeed (arXiv 2112.00725).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from projector.data import photo_facts
+from projector.data.imagenet_names import CLASSES
+from projector.data.samples import Sample, Turn
+from vision_lm.config import PromptConfig
+from vision_lm.encoder import Features
+
+
+class EvidenceLender:
+    """Draws class logits that look like a photograph's, and what is to be said about them."""
+
+    def __init__(self, classifier: Tensor, captions: PromptConfig) -> None:
+        """classifier: the head's weight (1000, C)."""
+        rows = classifier.detach().float().cpu()
+        rows = rows - rows.mean(0)
+        rows = torch.nn.functional.normalize(rows, dim=1)
+        self.similarity = (rows @ rows.T).numpy()  # (1000, 1000), cosine
+        self.captions = captions
+
+    @cached_property
+    def people(self) -> list[int]:
+        return [index for index, entry in enumerate(CLASSES) if entry.person_likely]
+
+    @cached_property
+    def nouns(self) -> dict[str, list[int]]:
+        members: dict[str, list[int]] = {}
+        for index, entry in enumerate(CLASSES):
+            members.setdefault(entry.basic, []).append(index)
+        return members
+
+    def logits(self, rng: random.Random) -> np.ndarray:
+        """(2, 1000): the evidence of the whole picture, and of its centre."""
+        noise = np.random.default_rng(rng.getrandbits(32))
+        peaks = self._peaks(rng)
+        base = np.zeros(len(CLASSES), np.float32)
+        for peak in peaks:
+            base += self.similarity[peak] * rng.uniform(5.0, 14.0)
+            base[peak] += rng.uniform(0.0, 3.0)
+        shared = noise.normal(0, rng.uniform(0.5, 1.5), len(CLASSES))
+        views = []
+        for _ in range(2):
+            own = base + shared + noise.normal(0, 0.6, len(CLASSES))
+            if rng.random() < 0.15:  # something else stands beside or around the subject
+                own = own + self.similarity[rng.randrange(len(CLASSES))] * rng.uniform(2.0, 8.0)
+            views.append(own)
+        return np.stack(views).astype(np.float32)
+
+    def sample(self, logits: np.ndarray, count: int, rng: random.Random) -> tuple[Turn, ...]:
+        """Questions and captions that are true of these logits."""
+        exponent = np.exp(logits - logits.max(-1, keepdims=True))
+        facts = photo_facts.photo_facts((exponent / exponent.sum(-1, keepdims=True)).mean(0))
+        requests = {
+            "short": self.captions.caption_short,
+            "normal": self.captions.caption_normal,
+            "long": self.captions.caption_long,
+        }
+        turns = [
+            Turn(request, photo_facts.caption(facts, length, rng), "caption")
+            for length, request in requests.items()
+        ]
+        return tuple(rng.sample(turns, 2) + photo_facts.questions(facts, rng, count - 2))
+
+    def lend(
+        self, sample: Sample, patches: Tensor, other: Tensor, rng: random.Random, count: int
+    ) -> tuple[Sample, Tensor, Tensor]:
+        """A sample about synthetic evidence: its turns, mixed patches (N, Dv), logits (2, 1000)."""
+        logits = self.logits(rng)
+        noise = torch.Generator().manual_seed(rng.getrandbits(32))
+        order = torch.randperm(patches.shape[0], generator=noise)
+        share = torch.rand(patches.shape[0], 1, generator=noise)
+        mixed = (share * patches + (1 - share) * other[order]) * rng.uniform(0.7, 1.4)
+        mixed = mixed + torch.randn(mixed.shape, generator=noise) * mixed.std() * rng.uniform(0.0, 0.5)
+        turns = self.sample(logits, count, rng)
+        return dataclasses.replace(sample, turns=turns, linked=False), mixed, torch.from_numpy(logits)
+
+    def _peaks(self, rng: random.Random) -> list[int]:
+        draw = rng.random()
+        if draw < 0.2:  # a person: several of the classes that come with one
+            return rng.sample(self.people, rng.choice((1, 2, 2, 3)))
+        members = self.nouns[rng.choice(list(self.nouns))] if draw < 0.6 else None
+        if members is None:
+            return [rng.randrange(len(CLASSES))]
+        return rng.sample(members, min(len(members), rng.choice((1, 1, 2, 3))))
+
+
+def lend_all(
+    lender: EvidenceLender,
+    samples: Sequence[Sample],
+    lent: Sequence[random.Random | None],
+    features: Features,
+    count: int,
+) -> tuple[list[Sample], Features]:
+    """Replace each sample that has a random state in `lent` (it must show exactly one picture) by synthetic evidence."""
+    if features.pooled is None:
+        raise ValueError("class evidence needs a tower whose pooled tokens are class logits")
+    patches, pooled = features.patches.clone(), features.pooled.clone()  # (I, N, Dv), (I, P, E)
+    result, place = [], 0
+    for sample, rng in zip(samples, lent, strict=True):
+        if rng is not None:
+            neighbour = features.patches[rng.randrange(len(patches))]
+            sample, patches[place], pooled[place] = lender.lend(
+                sample, features.patches[place], neighbour, rng, count
+            )
+        result.append(sample)
+        place += len(sample.images)
+    return result, Features(patches, pooled)

@@ -1,0 +1,129 @@
+"""What may be said about a photograph, given the probabilities of the 1000 ImageNet classes.
+
+Classes are summed by their everyday noun first ("tabby cat", "tiger cat", ... are all "cat"), because a tower
+that cannot decide between five cats is still sure that it sees a cat; and classes whose photographs nearly
+always show a person (a helmet, a uniform, a sledge) are summed into "person".
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from projector.data.imagenet_names import CLASSES
+from projector.data.samples import Turn
+from projector.data.scene_grammar import with_article
+
+PRESENT, ABSENT = 0.35, 0.03  # sums of probability above which a thing is there, below which it is not
+SURE = 0.55
+
+
+@dataclass(frozen=True)
+class PhotoFacts:
+    """The everyday noun with the largest probability, and what surrounds it."""
+
+    noun: str
+    mass: float  # probability of the noun, 0-1
+    kind: str | None  # the specific class, where it stands out among those of its noun
+    person: float  # probability that a person is in the picture
+    masses: dict[str, float]  # of every everyday noun
+    groups: dict[str, float]  # of "animal", "vehicle", ...
+
+
+def photo_facts(probabilities: np.ndarray) -> PhotoFacts:
+    """probabilities (1000,), summing to 1."""
+    masses: dict[str, float] = {}
+    groups: dict[str, float] = {}
+    person = 0.0
+    for entry, p in zip(CLASSES, probabilities.tolist(), strict=True):
+        masses[entry.basic] = masses.get(entry.basic, 0.0) + p
+        groups[entry.group] = groups.get(entry.group, 0.0) + p
+        person += p if entry.person_likely else 0.0
+    noun = max(masses, key=lambda name: masses[name])
+    index = max((i for i, c in enumerate(CLASSES) if c.basic == noun), key=lambda i: probabilities[i])
+    share = float(probabilities[index]) / max(masses[noun], 1e-9)
+    kind = CLASSES[index].noun
+    stands_out = share > 0.5 and masses[noun] > PRESENT and kind != noun
+    return PhotoFacts(noun, masses[noun], kind if stands_out else None, person, masses, groups)
+
+
+def caption(facts: PhotoFacts, length: str, rng: random.Random) -> str:
+    """A caption that is as sure as the probabilities are."""
+    subject = subject_of(facts)
+    if length == "short":
+        return f"{_capital(with_article(subject))}."
+    if facts.person > PRESENT and facts.noun != subject:
+        if length == "normal" or facts.mass < 0.15:
+            return "A photo of a person."
+        return f"A photo of a person, perhaps with {with_article(facts.noun)}."
+    if facts.mass < PRESENT:
+        others = sorted(facts.masses, key=lambda name: -facts.masses[name])[1:2]
+        first = f"A photo, perhaps of {with_article(subject)}."
+        return first if length == "normal" else f"{first} It may also show {with_article(others[0])}."
+    if length == "normal":
+        named = facts.kind if facts.kind and facts.mass > SURE else subject
+        return f"A photo of {with_article(named)}."
+    second = f" It looks like {with_article(facts.kind)}." if facts.kind else ""
+    return f"A photo of {with_article(subject)}.{second}"
+
+
+def subject_of(facts: PhotoFacts) -> str:
+    """What the picture is of: the noun, unless a person is much more certain than any thing."""
+    return "person" if facts.person > PRESENT and facts.person > facts.mass else facts.noun
+
+
+def questions(facts: PhotoFacts, rng: random.Random, count: int) -> list[Turn]:
+    """Turns about the main subject, and about things that are certainly there or certainly not."""
+    subject = subject_of(facts)
+    turns = [Turn(rng.choice(WHAT), with_article(subject), "name")]
+    if facts.mass > PRESENT:
+        turns.append(_existence(facts.noun, "yes", rng))
+        turns.append(_existence(facts.noun, "yes", rng))
+    if facts.person > PRESENT:
+        turns.append(_existence("person", "yes", rng))
+    elif facts.person < ABSENT and facts.groups.get("person", 0) < ABSENT:
+        turns.append(_existence("person", "no", rng))
+    absent = [name for name, mass in facts.masses.items() if mass < ABSENT / 3]
+    group = next(c.group for c in CLASSES if c.basic == facts.noun)
+    near = [c.basic for c in CLASSES if c.group == group and facts.masses[c.basic] < ABSENT / 3]
+    for pool in (near, near, absent):
+        if pool:
+            turns.append(_existence(rng.choice(pool), "no", rng))
+    if facts.kind and facts.mass > SURE:
+        turns.append(Turn(f"What kind of {facts.noun} is it?", with_article(facts.kind), "kind"))
+    if group in GROUPS and (facts.groups[group] > 0.6 or facts.groups[group] > 0.4 and rng.random() < 0.5):
+        turns.append(Turn(f"Is it {with_article(group)}?", "yes", "group"))
+        other = rng.choice([name for name in GROUPS if name != group])
+        if facts.groups.get(other, 0.0) < ABSENT:
+            turns.append(Turn(f"Is it {with_article(other)}?", "no", "group"))
+    return rng.sample(turns, min(count, len(turns)))
+
+
+WHAT = (
+    "What is this?",
+    "What is in the picture?",
+    "What is in the image?",
+    "What does the photo show?",
+    "what is this",
+    "What do you see?",
+    "What is the main thing in the picture?",
+)
+GROUPS = ("animal", "vehicle", "building", "tool", "plant")
+_EXISTS = (
+    "Is there {a}?",
+    "Is there {a} in the picture?",
+    "is there {a} in the image",
+    "Can you see {a}?",
+    "Does the picture show {a}?",
+    "Is this {a}?",
+)
+
+
+def _existence(noun: str, answer: str, rng: random.Random) -> Turn:
+    return Turn(rng.choice(_EXISTS).format(a=with_article(noun)), answer, "existence")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

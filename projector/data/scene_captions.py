@@ -1,0 +1,129 @@
+"""Captions of a scene in three lengths: only what is there and, from "normal" on, everything."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+from projector.data.scene_grammar import counted, listed, sentence, with_article
+from projector.data.scene_references import DIRECTIONS, clearly, name_of, references
+from projector.data.scene_vocabulary import EASY_VQA_BACKGROUND, Scene, Thing
+
+CaptionLength = Literal["short", "normal", "long"]
+_SHORT_WORDS = 12
+
+
+def caption(scene: Scene, length: CaptionLength, rng: random.Random) -> str:
+    """Full sentences about the scene: short (at most 12 words), normal or long."""
+    if length == "short":
+        return _short(scene, rng)
+    if length == "normal":
+        return _normal(scene, rng)
+    return _long(scene, rng)
+
+
+def inventory(things: Sequence[Thing]) -> list[str]:
+    """The things grouped by name with their numbers, from left to right: ["two red stars", "a cup"]."""
+    names = [name_of(thing) for thing in sorted(things, key=lambda thing: thing.centre)]
+    return [counted(name, names.count(name)) for name in dict.fromkeys(names)]
+
+
+def _short(scene: Scene, rng: random.Random) -> str:
+    groups = inventory(scene.things)
+    text = listed(groups)
+    if len(text.split()) > _SHORT_WORDS - 1:
+        text = _summary(scene, groups)
+    return sentence(text)
+
+
+def _summary(scene: Scene, groups: Sequence[str]) -> str:
+    """The things in fewer words: what they have in common, or the first few and how many more."""
+    nouns = {thing.noun for thing in scene.things}
+    colours = {thing.colour for thing in scene.things}
+    if len(nouns) == 1:
+        return f"{counted(nouns.pop(), len(scene.things))} of different colours"
+    colour = next(iter(colours))
+    if len(colours) == 1 and colour is not None:
+        return f"{counted(f'{colour} shape', len(scene.things))} of different kinds"
+    for shown in range(len(groups) - 1, 0, -1):
+        text = f"{', '.join(groups[:shown])} and other things"
+        if len(text.split()) <= _SHORT_WORDS:
+            return text
+    return counted("thing", len(scene.things))
+
+
+def _normal(scene: Scene, rng: random.Random) -> str:
+    text = listed(inventory(scene.things))
+    forms = [text, f"there {_verb(text)} {text}", f"the picture shows {text}"]
+    if scene.background != EASY_VQA_BACKGROUND:
+        forms.append(f"{text} on {with_article(scene.background)} background")
+    written = f" {_written(scene)}" if scene.word else ""
+    return sentence(rng.choice(forms)) + written
+
+
+def _long(scene: Scene, rng: random.Random) -> str:
+    """Background, then every thing with size, material and place, then one relation."""
+    ground = f"{with_article(scene.background)} background"
+    parts = [
+        f"{with_article(_full_name(thing))} {_place(thing, scene.side)}"
+        for thing in sorted(scene.things, key=lambda thing: thing.centre)
+    ]
+    opening = rng.choice(
+        (f"on {ground} there {_verb(parts[0])} {parts[0]}", f"the picture shows {parts[0]} on {ground}")
+    )
+    sentences = [sentence(opening)]
+    if parts[1:]:
+        joined = listed(parts[1:])
+        sentences.append(
+            sentence(rng.choice((f"there {_verb(joined)} also {joined}", f"it also shows {joined}")))
+        )
+    if scene.word:
+        sentences.append(_written(scene))
+    relation = _relation(scene, rng)
+    return " ".join([*sentences, relation] if relation else sentences)
+
+
+def _verb(text: str) -> str:
+    """ "is" before "a red star …", "are" before "two red stars …"."""
+    return "is" if text.startswith(("a ", "an ")) else "are"
+
+
+def _full_name(thing: Thing) -> str:
+    return " ".join(part for part in (thing.size, thing.material, name_of(thing)) if part)
+
+
+def _place(thing: Thing, side: int) -> str:
+    """Which third of the picture the thing's centre is in, in words."""
+    across = ("left", "", "right")[min(2, int(3 * thing.centre[0] / side))]
+    down = ("top", "", "bottom")[min(2, int(3 * thing.centre[1] / side))]
+    if across and down:
+        return f"at the {down} {across}"
+    if across or down:
+        return f"on the {across}" if across else f"at the {down}"
+    return "in the middle"
+
+
+def _relation(scene: Scene, rng: random.Random) -> str | None:
+    """ "The circle is left of the star.", when two things can be told apart and clearly stand so."""
+    pairs = [
+        (thing, direction, other)
+        for thing in scene.things
+        for other in scene.things
+        if thing is not other
+        for direction in DIRECTIONS
+        if clearly(direction, thing, other, scene.side)
+    ]
+    rng.shuffle(pairs)
+    for thing, direction, other in pairs:
+        names = [
+            [name for name in references(one, scene, hide=("size", "material")) if one.noun in name]
+            for one in (thing, other)
+        ]
+        if names[0] and names[1]:
+            return sentence(f"the {names[0][0]} is {direction} the {names[1][0]}")
+    return None
+
+
+def _written(scene: Scene) -> str:
+    return f'The word "{scene.word}" is written on it.'

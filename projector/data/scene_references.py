@@ -1,0 +1,96 @@
+"""Referring expressions: phrases that single out one thing of a scene; and clear relations between things."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Collection
+
+from projector.data.scene_grammar import with_article
+from projector.data.scene_vocabulary import Scene, Thing
+
+CLEAR_MARGIN = 0.12  # of the picture's side, between two centres
+DIRECTIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def describe(thing: Thing) -> str:
+    """The canonical noun phrase of an answer: "a red star", "a coffee cup"."""
+    return with_article(name_of(thing))
+
+
+def name_of(thing: Thing) -> str:
+    """ "red star", "coffee cup"."""
+    return f"{thing.colour} {thing.noun}" if thing.colour else thing.noun
+
+
+def references(thing: Thing, scene: Scene, hide: Collection[str] = ()) -> list[str]:
+    """The noun phrases (no article) that fit this thing and no other, without the attributes in `hide`.
+
+    `hide` holds any of "noun", "colour", "size", "material": what a question must not give away. The colours
+    of cut-outs are unknown, so beside cut-outs a colour goes only with "shape", never with "thing".
+    """
+    attributes = [
+        name
+        for name in ("size", "material", "colour")
+        if name not in hide and getattr(thing, name) is not None
+    ]
+    phrases = []
+    for count in range(len(attributes) + 1):
+        for chosen in itertools.combinations(attributes, count):
+            adjectives = "".join(f"{getattr(thing, name)} " for name in chosen)
+            alike = [
+                other
+                for other in scene.things
+                if all(getattr(other, name) == getattr(thing, name) for name in chosen)
+            ]
+            if "noun" not in hide and sum(other.noun == thing.noun for other in alike) == 1:
+                phrases.append(adjectives + thing.noun)
+            if thing.is_shape and sum(other.is_shape for other in alike) == 1:
+                phrases.append(adjectives + "shape")
+            certain = all(other.is_shape for other in scene.things) or set(chosen) <= {"size"}
+            if certain and len(alike) == 1 and (chosen or len(scene.things) == 1):
+                phrases.extend((adjectives + "thing", adjectives + "object"))
+    return phrases
+
+
+def the(thing: Thing, scene: Scene, rng: random.Random, hide: Collection[str] = ()) -> str | None:
+    """ "the red circle": one of the `references`, short ones more often; None if there is none."""
+    phrases = references(thing, scene, hide)
+    if not phrases:
+        return None
+    return "the " + rng.choices(phrases, [0.4 ** phrase.count(" ") for phrase in phrases])[0]
+
+
+def clearly(direction: str, thing: Thing, other: Thing, side: int) -> bool:
+    """Whether `thing` is beyond doubt left of / right of / above / below `other`.
+
+    Their centres are apart by the margin, and neither reaches past the other's centre.
+    """
+    if direction in ("right of", "below"):
+        return clearly(OPPOSITE[direction], other, thing, side)
+    axis = 0 if direction == "left of" else 1
+    return (
+        other.centre[axis] - thing.centre[axis] >= CLEAR_MARGIN * side
+        and thing.box[axis + 2] <= other.centre[axis]
+        and other.box[axis] >= thing.centre[axis]
+    )
+
+
+def only_thing(direction: str, other: Thing, scene: Scene) -> Thing | None:
+    """The one thing that is clearly in this direction from `other`; None if there are more, or doubts."""
+    found = [thing for thing in scene.things if clearly(direction, thing, other, scene.side)]
+    doubtful = [
+        thing
+        for thing in scene.things
+        if thing is not other and thing not in found and leans(direction, thing, other)
+    ]
+    return found[0] if len(found) == 1 and not doubtful else None
+
+
+def leans(direction: str, thing: Thing, other: Thing) -> bool:
+    """Whether the centre of `thing` is at all in this direction from the centre of `other`."""
+    if direction in ("right of", "below"):
+        return leans(OPPOSITE[direction], other, thing)
+    axis = 0 if direction == "left of" else 1
+    return thing.centre[axis] < other.centre[axis]

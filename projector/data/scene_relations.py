@@ -1,0 +1,108 @@
+"""Questions about two things at once: which side one is on, and which is larger."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from projector.data.scene_grammar import is_plural
+from projector.data.scene_references import DIRECTIONS, OPPOSITE, clearly, describe, only_thing, the
+from projector.data.scene_vocabulary import Asked, Scene, Thing, yes_or_no
+
+_CLEARLY_LARGER = 1.6  # ratio of box areas: a long thin thing beside a compact one is not
+
+
+def ask_relation(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
+    if rng.random() < 0.5:
+        return _whether(scene, rng)
+    return _which(scene, rng)
+
+
+def _whether(scene: Scene, rng: random.Random) -> Asked | None:
+    """ "Is the circle left of the star?"; both are there, and one is clearly on one side of the other."""
+    told_apart = _told_apart(scene, rng)
+    true = [
+        (thing, direction, other)
+        for thing in told_apart
+        for other in told_apart
+        if thing is not other
+        for direction in DIRECTIONS
+        if clearly(direction, thing, other, scene.side)
+    ]
+    if not true:
+        return None
+    thing, direction, other = rng.choice(true)
+    yes = rng.random() < 0.5
+    where = _in_words(direction if yes else OPPOSITE[direction], rng)
+    the_thing, the_other = the(thing, scene, rng), the(other, scene, rng)
+    verb = "Are" if is_plural(thing.noun) else "Is"
+    return Asked(f"{verb} {the_thing} {where} {the_other}?", yes_or_no(yes))
+
+
+def _which(scene: Scene, rng: random.Random) -> Asked | None:
+    """ "What is left of the star?", where exactly one thing is."""
+    found = [
+        (thing, direction, other)
+        for other in _told_apart(scene, rng)
+        for direction in DIRECTIONS
+        if (thing := only_thing(direction, other, scene)) is not None
+    ]
+    if not found:
+        return None
+    thing, direction, other = rng.choice(found)
+    the_other, where = the(other, scene, rng), _in_words(direction, rng)
+    if thing.colour and rng.random() < 0.35:
+        attribute, answer = rng.choice((("shape", thing.noun), ("colour", thing.colour)))
+        return Asked(f"What {attribute} is the thing {where} {the_other}?", answer)
+    forms = (
+        f"What is {where} {the_other}?",
+        f"What is {where} {the_other}?",
+        f"What do you see {where} {the_other}?",
+        f"Which thing is {where} {the_other}?",
+        f"What can be seen {where} {the_other} in the {{picture}}?",
+    )
+    return Asked(rng.choice(forms), describe(thing))
+
+
+def ask_compare(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
+    pairs = [
+        (lesser, greater)
+        for lesser in scene.things
+        for greater in scene.things
+        if lesser.size == "small"
+        and greater.size == "large"
+        and _area(greater) >= _CLEARLY_LARGER * _area(lesser)
+    ]
+    if not pairs:
+        return None
+    lesser, greater = rng.choice(pairs)
+    the_lesser, the_greater = (the(thing, scene, rng, hide=("size",)) for thing in (lesser, greater))
+    if the_lesser is None or the_greater is None:
+        return None
+    word, answer = rng.choice((("larger", the_greater), ("bigger", the_greater), ("smaller", the_lesser)))
+    first, second = rng.sample((the_lesser, the_greater), 2)
+    forms = (
+        f"Which is {word}, {first} or {second}?",
+        f"Which is {word}, {first} or {second}?",
+        f"Which one is {word}: {first} or {second}?",
+        f"What is {word}, {first} or {second}?",
+        f"Of {first} and {second}, which is {word}?",
+    )
+    return Asked(rng.choice(forms), answer)
+
+
+def _told_apart(scene: Scene, rng: random.Random) -> list[Thing]:
+    return [thing for thing in scene.things if the(thing, scene, rng) is not None]
+
+
+def _in_words(direction: str, rng: random.Random) -> str:
+    if direction == "above":
+        return rng.choice(("above", "above", "higher than"))
+    if direction == "below":
+        return rng.choice(("below", "below", "under"))
+    return rng.choice((direction, direction, f"to the {direction}", f"on the {direction.split()[0]} side of"))
+
+
+def _area(thing: Thing) -> float:
+    x0, y0, x1, y1 = thing.box
+    return (x1 - x0) * (y1 - y0)

@@ -1,0 +1,133 @@
+"""Features of a frozen tower, computed once and read from disk for every later epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vision_lm.encoder import Features, ImageEncoder
+from vision_lm.errors import ImageError
+from vision_lm.images import open_image
+
+
+class FeatureCache:
+    """A growing pair of float16 files, one row a picture, for one tower.
+
+    Rows are appended by `add`; `get` reads any of them. The folder is named by the tower's weights,
+    so another tower never reads these features.
+    """
+
+    def __init__(self, folder: Path, encoder: ImageEncoder, device: torch.device) -> None:
+        self.encoder, self.device = encoder, device
+        self.folder = folder / fingerprint(encoder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.rows: dict[str, int] = {}
+        index = self.folder / "index.txt"
+        if index.exists():
+            self.rows = {path: row for row, path in enumerate(index.read_text(encoding="utf-8").splitlines())}
+        shapes = self.folder / "shapes.json"
+        if shapes.exists():
+            self.shapes = json.loads(shapes.read_text())
+        else:
+            size = encoder.config.image_size
+            probe = self._encode(torch.zeros(1, 3, size, size))
+            self.shapes = {"patches": list(probe.patches.shape[1:])}
+            if probe.pooled is not None:
+                self.shapes["pooled"] = list(probe.pooled.shape[1:])
+            shapes.write_text(json.dumps(self.shapes))
+        self._maps: dict[str, np.ndarray] = {}
+
+    def add(self, paths: Sequence[Path], batch_size: int = 64) -> list[Path]:
+        """Encode every picture that is not here yet; returns those that cannot be read."""
+        known = {_key(path): path for path in paths}
+        new = [path for path in known if path not in self.rows]
+        if not new:
+            return []
+        self._trim()
+        unreadable: list[Path] = []
+        loader = torch.utils.data.DataLoader(_Pixels(new, self.encoder), batch_size=batch_size, num_workers=1)
+        with (self.folder / "index.txt").open("a", encoding="utf-8") as index:
+            progress = tqdm(total=len(new), desc="encoding pictures", unit="img")
+            for pixels, places, readable in loader:
+                unreadable += [known[new[place]] for place in places[~readable].tolist()]
+                progress.update(len(readable))
+                places = places[readable]
+                if not len(places):
+                    continue
+                features = self._encode(pixels[readable])
+                self._append("patches", features.patches)
+                if features.pooled is not None:
+                    self._append("pooled", features.pooled)
+                for place in places.tolist():  # the index last: a killed run leaves rows, never a wrong index
+                    self.rows[new[place]] = len(self.rows)
+                    index.write(new[place] + "\n")
+                index.flush()
+        self._maps = {}
+        return unreadable
+
+    def get(self, paths: Sequence[Path]) -> Features:
+        """Features of these pictures, float32 on the CPU: patches (I, N, Dv), pooled (I, P, E) or None."""
+        rows = [self.rows[_key(path)] for path in paths]
+        return Features(
+            self._read("patches", rows), self._read("pooled", rows) if "pooled" in self.shapes else None
+        )
+
+    def _encode(self, pixels: Tensor) -> Features:
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+            return self.encoder(pixels.to(self.device, memory_format=torch.channels_last))
+
+    def _append(self, name: str, values: Tensor) -> None:
+        with (self.folder / f"{name}.f16").open("ab") as file:
+            file.write(values.float().cpu().numpy().astype(np.float16).tobytes())
+
+    def _trim(self) -> None:
+        """Cut rows that a killed run wrote without naming them."""
+        for name, shape in self.shapes.items():
+            path = self.folder / f"{name}.f16"
+            if path.exists():
+                with path.open("r+b") as file:
+                    file.truncate(len(self.rows) * 2 * int(np.prod(shape)))
+
+    def _read(self, name: str, rows: list[int]) -> Tensor:
+        if name not in self._maps:
+            shape = (-1, *self.shapes[name])
+            self._maps[name] = np.memmap(self.folder / f"{name}.f16", dtype=np.float16, mode="r").reshape(
+                shape
+            )
+        return torch.from_numpy(self._maps[name][rows].astype(np.float32))
+
+
+def _key(path: Path) -> str:
+    return os.path.realpath(path)
+
+
+class _Pixels(torch.utils.data.Dataset):
+    def __init__(self, paths: Sequence[str], encoder: ImageEncoder) -> None:
+        self.paths, self.encoder = paths, encoder
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int, bool]:
+        size = self.encoder.config.image_size
+        try:
+            return self.encoder.preprocess(open_image(self.paths[place])), place, True
+        except ImageError:
+            return torch.zeros(3, size, size), place, False
+
+
+def fingerprint(encoder: ImageEncoder) -> str:
+    """A short hash of the tower's config and weights."""
+    digest = hashlib.sha256(repr(encoder.config).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]

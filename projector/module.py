@@ -1,0 +1,45 @@
+"""The trained projection: tower features into the language model's embedding space.
+
+LLaVA-1.5's mlp2x_gelu (arXiv 2310.03744) for the patches, and a second small one for pooled tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Projector(nn.Module):
+    """Linear, GELU, Linear on every patch; pooled tokens, if any, get weights of their own and go first."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        pooled_features: int = 0,
+        pooled_softmax: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patches = _mlp(in_features, hidden_features, out_features)
+        self.pooled = _mlp(pooled_features, hidden_features, out_features) if pooled_features else None
+        self.pooled_softmax = pooled_softmax
+
+    def forward(self, patches: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """patches (B, N, Dv), pooled (B, P, E) or None -> image tokens (B, P + N, Dt)."""
+        tokens = self.patches(patches)  # (B, N, Dt)
+        if self.pooled is None:
+            return tokens
+        if pooled is None:
+            raise ValueError("this projector expects pooled tokens beside the patches")
+        if self.pooled_softmax:
+            pooled = pooled.float().softmax(-1).to(patches.dtype)  # (B, P, E) class probabilities
+        return torch.cat([self.pooled(pooled), tokens], dim=1)  # (B, P + N, Dt)
+
+
+def _mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(in_features, hidden_features),
+        nn.GELU(),
+        nn.Linear(hidden_features, out_features),
+    )

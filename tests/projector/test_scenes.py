@@ -1,0 +1,438 @@
+"""Synthetic scenes: what is said about a picture is true of it, and cannot be guessed without it."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from projector.data.caption_objects import hallucinated, named_things
+from projector.data.scene_vocabulary import COLOURS, SHAPES, colours_on
+from projector.data.scenes import (
+    HELD_OUT_PAIRS,
+    QA,
+    Scene,
+    Sprite,
+    Thing,
+    caption,
+    compose,
+    dialogue,
+    questions,
+)
+from vision_lm.errors import TrainingError
+
+SPRITES = tuple(
+    Sprite(name, Image.new("RGBA", (40 + 10 * i, 60), (40 * i, 90, 200, 255)))
+    for i, name in enumerate(("coffee cup", "dog", "grapes", "person with hat", "orange", "red heart"))
+)
+NAMES = [sprite.name for sprite in SPRITES[:5]]
+PLURALS = {"crosses": "cross", "boxes": "box", "people with hat": "person with hat"}
+SIDE_WORDS = r"(?:to the |on the )?(left|right|above|below|under|higher)(?: side)?(?: of| than)?"
+
+
+def scenes(count: int, first_seed: int = 0) -> list[tuple[Scene, random.Random]]:
+    """Small pictures, every other one with cut-outs."""
+    made = []
+    for seed in range(first_seed, first_seed + count):
+        rng = random.Random(seed)
+        made.append((compose(rng, size=96, sprites=SPRITES if seed % 2 else ())[0], rng))
+    return made
+
+
+# ---- an oracle that reads the question and looks at the boxes, sharing nothing with the code under test ----
+
+
+def plain(question: str) -> str:
+    """The question in one spelling."""
+    text = question.lower().rstrip("?.")
+    for variant, word in (("color", "colour"), ("grey", "gray"), ("big ", "large "), ("image", "picture")):
+        text = text.replace(variant, word)
+    return re.sub(r"\bscene\b", "picture", text)
+
+
+def fits(phrase: str, scene: Scene) -> list[Thing]:
+    """The things that a phrase like "the small red circle" or "coffee cup" fits."""
+    phrase = re.sub(r"^(the|an|a) ", "", phrase)
+    found = []
+    for thing in scene.things:
+        said = phrase
+        for attribute in (thing.size, thing.material, thing.colour):
+            if attribute:
+                said = re.sub(rf"^{attribute} (?=.)", "", said)
+        generic = ("thing", "object", "item") + (("shape",) if thing.noun in SHAPES else ())
+        if said in (thing.noun, *generic):
+            found.append(thing)
+    return found
+
+
+def the_one(phrase: str, scene: Scene) -> Thing:
+    found = fits(phrase, scene)
+    assert len(found) == 1, f"{phrase!r} fits {len(found)} things of {scene}"
+    return found[0]
+
+
+def sides(thing: Thing, other: Thing, side: int) -> set[str]:
+    """On which sides of `other` the thing's centre is, by at least 12% of the picture."""
+    dx = ((thing.box[0] + thing.box[2]) - (other.box[0] + other.box[2])) / 2 / side
+    dy = ((thing.box[1] + thing.box[3]) - (other.box[1] + other.box[3])) / 2 / side
+    tests = {"left": dx <= -0.12, "right": dx >= 0.12, "above": dy <= -0.12, "below": dy >= 0.12}
+    return {name for name, true in tests.items() if true}
+
+
+def on_side(word: str) -> str:
+    return {"under": "below", "higher": "above"}.get(word, word)
+
+
+def oracle_existence(text: str, scene: Scene) -> str:
+    patterns = (
+        r"(?:is|are) there (?P<no>not )?(?P<what>.+?)(?: in (?:the|this) picture)?",
+        r"(?:is|are) (?P<no>no )?(?P<what>.+) present",
+        r"can you see (?P<what>.+)",
+        r"do you see (?P<what>.+?) in this picture",
+        r"does the picture (?P<no>not )?contain (?P<what>.+)",
+    )
+    match = next(found for pattern in patterns if (found := re.fullmatch(pattern, text)))
+    present = bool(fits(match["what"], scene))
+    return "yes" if present != bool(match.groupdict().get("no")) else "no"
+
+
+def oracle_count(text: str, scene: Scene) -> str:
+    phrase = re.sub(r"^(how many|count the|what is the number of) ", "", text)
+    phrase = re.sub(r" (are there|are in the picture|can you see|do you see)$", "", phrase)
+    phrase = PLURALS.get(phrase) or re.sub(r"crosses$", "cross", phrase)
+    return str(len(fits(phrase if phrase.endswith(("cross", "hat")) else phrase.removesuffix("s"), scene)))
+
+
+def oracle_relation(text: str, scene: Scene) -> str:
+    whether = re.fullmatch(rf"(?:is|are) (the .+?) {SIDE_WORDS} (the .+)", text)
+    if whether:
+        here = sides(the_one(whether[1], scene), the_one(whether[3], scene), scene.side)
+        opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}[on_side(whether[2])]
+        assert (on_side(whether[2]) in here) != (opposite in here), f"{text}: neither side clearly"
+        return "yes" if on_side(whether[2]) in here else "no"
+    which = re.fullmatch(
+        r"(?:what (colour|shape) is the thing|what is|what do you see|which thing is|what can be seen) "
+        rf"{SIDE_WORDS} (the .+?)(?: in the picture)?",
+        text,
+    )
+    assert which, text
+    other = the_one(which[3], scene)
+    there = [t for t in scene.things if t is not other and on_side(which[2]) in sides(t, other, scene.side)]
+    assert len(there) == 1, f"{text}: {len(there)} candidates"
+    if which[1]:
+        return str(there[0].colour if which[1] == "colour" else there[0].noun)
+    return article(there[0])
+
+
+def article(thing: Thing) -> str:
+    name = f"{thing.colour} {thing.noun}" if thing.colour else thing.noun
+    return name if name == "grapes" else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def oracle_compare(text: str, scene: Scene) -> str:
+    ask = re.fullmatch(r"(?:which|what)(?: one)? is (larger|bigger|smaller)[,:] (the .+) or (the .+)", text)
+    ask = ask or re.fullmatch(
+        r"of (?P<b>the .+) and (?P<c>the .+), which is (?P<a>larger|bigger|smaller)", text
+    )
+    assert ask, text
+    word, *phrases = (ask["a"], ask["b"], ask["c"]) if "a" in ask.groupdict() else ask.groups()
+    areas = [
+        math.prod((t.box[2] - t.box[0], t.box[3] - t.box[1])) for t in (the_one(p, scene) for p in phrases)
+    ]
+    assert max(areas) > 1.5 * min(areas)
+    return phrases[areas.index(min(areas) if word == "smaller" else max(areas))]
+
+
+def size_of(thing: Thing, scene: Scene) -> str:
+    longer = max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1])
+    return "large" if longer / scene.side > 0.3 else "small"
+
+
+def oracle_attribute(attribute: Callable[[Thing], str], text: str, scene: Scene) -> str:
+    """The attribute of the one thing that "the …" fits, or whether it is the one asked for."""
+    shapes = [thing for thing in scene.things if thing.noun in SHAPES]
+    which = re.fullmatch(r"which shape is (?!this)(.+)", text)
+    match = re.search(r"\bthe (?!(?:colour|shape|size|pattern) of |picture)(.+)", text)
+    if which:
+        return attribute(the_one(f"{which[1]} shape", scene))
+    if match is None:
+        assert len(shapes) == len(scene.things) == 1, text
+        return attribute(shapes[0])
+    words = match[1].split()
+    for end in range(len(words), 0, -1):
+        if fits(" ".join(words[:end]), scene):
+            answer, rest = attribute(the_one(" ".join(words[:end]), scene)), " ".join(words[end:])
+            closed = text.startswith(("is ", "are ")) and " or " not in rest
+            return ("yes" if rest == answer else "no") if closed else answer
+    raise AssertionError(f"{text}: about nothing in {scene}")
+
+
+def oracle(qa: QA, scene: Scene) -> str:
+    text = plain(qa.question)
+    if qa.kind in ("existence", "count", "relation", "compare"):
+        oracles = (oracle_existence, oracle_count, oracle_relation, oracle_compare)
+        return dict(zip(("existence", "count", "relation", "compare"), oracles, strict=True))[qa.kind](
+            text, scene
+        )
+    if qa.kind == "read":
+        return str(scene.word)
+    if qa.kind == "what":
+        return article(scene.things[0])
+    attributes: dict[str, Callable[[Thing], str]] = {
+        "colour": lambda thing: str(thing.colour),
+        "shape": lambda thing: thing.noun,
+        "material": lambda thing: thing.material or "solid",
+        "size": lambda thing: size_of(thing, scene),
+    }
+    return oracle_attribute(attributes[qa.kind], text, scene)
+
+
+# ---- the tests ----
+
+
+def test_answers_follow_from_the_boxes() -> None:
+    """Every answer of every kind is what an independent reader of the question finds in the scene."""
+    kinds: Counter[str] = Counter()
+    for scene, rng in scenes(600):
+        for qa in questions(scene, rng, 10, NAMES):
+            kinds[qa.kind] += 1
+            if qa.kind != "list":
+                assert qa.answer == oracle(qa, scene), (qa, scene)
+            else:
+                parts = named_things(qa.answer, NAMES)
+                expected = Counter((thing.colour, thing.noun) for thing in scene.things)
+                assert {(part.colour, part.noun): part.count for part in parts} == expected, (qa, scene)
+    expected_kinds = "existence colour shape count relation compare material size read list what"
+    assert set(kinds) == set(expected_kinds.split())
+    assert min(kinds.values()) >= 20
+
+
+def test_no_question_twice_about_a_scene() -> None:
+    """A scene's questions are all different, even in capitals and spelling of the end."""
+    for scene, rng in scenes(100):
+        asked = [qa.question.lower().rstrip("?") for qa in questions(scene, rng, 12, NAMES)]
+        assert len(asked) == len(set(asked)) == 12
+
+
+def test_yes_no_answers_cannot_be_guessed_from_the_wording() -> None:
+    """A naive Bayes reader of the words, trained on half of the scenes, is right at most 60% of the time."""
+    asked = [
+        (plain(qa.question), qa.answer)
+        for scene, rng in scenes(2400)
+        for qa in questions(scene, rng, 8, NAMES)
+        if qa.answer in ("yes", "no")
+    ]
+    train, test = asked[: len(asked) // 2], asked[len(asked) // 2 :]
+    assert 0.45 < sum(answer == "yes" for _, answer in asked) / len(asked) < 0.55
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    for text, answer in train:
+        for feature in features(text):
+            seen[feature][answer] += 1
+    right = 0
+    for text, answer in test:
+        score = sum(
+            math.log((seen[feature]["yes"] + 3) / (seen[feature]["no"] + 3)) for feature in features(text)
+        )
+        right += ("yes" if score > 0 else "no") == answer
+    assert len(test) > 1000
+    assert right / len(test) <= 0.6
+    often = {feature: answers for feature, answers in seen.items() if answers.total() >= 60}
+    telling = {
+        feature: answers
+        for feature, answers in often.items()
+        if max(answers.values()) > 0.7 * answers.total()
+    }
+    assert len(often) > 100 and not telling
+
+
+def features(text: str) -> set[str]:
+    """Words and pairs of neighbouring words."""
+    words = text.split()
+    return {*words, *(" ".join(pair) for pair in zip(words, words[1:], strict=False))}
+
+
+def test_held_out_pairs_are_never_shown_nor_named_in_training() -> None:
+    """With "avoid" no picture, question or caption has a held-out pair, yet every colour and shape occurs."""
+    colours: set[str | None] = set()
+    nouns: set[str] = set()
+    pairs = {f"{colour} {shape}" for colour, shape in HELD_OUT_PAIRS}
+    for scene, rng in scenes(500):
+        shapes = [thing for thing in scene.things if thing.colour]
+        assert not {(thing.colour, thing.noun) for thing in shapes} & HELD_OUT_PAIRS
+        colours.update(thing.colour for thing in shapes)
+        nouns.update(thing.noun for thing in shapes)
+        texts = [
+            qa.question + " " + qa.answer for qa in questions(scene, rng, 8, NAMES) + dialogue(scene, rng)
+        ]
+        said = " ".join(plain(text) for text in [*texts, caption(scene, "long", rng)])
+        assert not [pair for pair in pairs if pair in said]
+    assert (colours, nouns) == (set(COLOURS), set(SHAPES))
+
+
+def test_required_held_out_pairs_fill_the_scene() -> None:
+    """With "require" every shape is of a held-out pair, and all pairs come up."""
+    shown = set()
+    for seed in range(200):
+        scene, _ = compose(random.Random(seed), size=64, held_out_pairs="require")
+        shown |= {(thing.colour, thing.noun) for thing in scene.things}
+    assert shown == HELD_OUT_PAIRS
+
+
+@pytest.mark.parametrize("sprites", [(), SPRITES])
+def test_same_seed_same_scene(sprites: tuple[Sprite, ...]) -> None:
+    """The same seed gives the same pixels and the same words."""
+
+    def everything(seed: int) -> tuple[Scene, bytes, list[QA], list[QA], str]:
+        rng = random.Random(seed)
+        scene, picture = compose(rng, size=128, sprites=sprites)
+        texts = questions(scene, rng, 6, NAMES), dialogue(scene, rng), caption(scene, "long", rng)
+        return scene, picture.tobytes(), *texts
+
+    for seed in range(40):
+        assert everything(seed) == everything(seed)
+    assert everything(1)[1] != everything(2)[1]
+
+
+def test_counts_sizes_and_boxes_keep_their_promises() -> None:
+    """1 to 6 things about evenly; boxes inside, apart; two separate sizes; no sprite named like a shape."""
+    numbers: Counter[int] = Counter()
+    for scene, _ in scenes(1200):
+        numbers[len(scene.things)] += 1
+        for i, thing in enumerate(scene.things):
+            x0, y0, x1, y1 = thing.box
+            assert -0.5 <= x0 < x1 <= scene.side + 0.5 and -0.5 <= y0 < y1 <= scene.side + 0.5
+            assert size_of(thing, scene) == thing.size and thing.noun != "red heart"
+            assert thing.colour is None or thing.colour in colours_on(scene.background)
+            for other in scene.things[:i]:
+                apart = x0 >= other.box[2] or other.box[0] >= x1 or y0 >= other.box[3] or other.box[1] >= y1
+                assert apart
+    assert set(numbers) == {1, 2, 3, 4, 5, 6} and min(numbers.values()) > 1200 * 0.11
+
+
+def test_box_and_colour_are_those_of_the_pixels() -> None:
+    """On a plain ground the pixels that differ fill the box, and their colour is nearest to the one named."""
+    anchors = {
+        "red": (235, 10, 20), "orange": (255, 140, 0), "yellow": (255, 235, 10), "green": (25, 160, 35),
+        "teal": (5, 140, 140), "blue": (20, 70, 235), "purple": (130, 25, 180), "pink": (255, 130, 185),
+        "brown": (110, 60, 25), "black": (10, 10, 10), "white": (250, 250, 250), "gray": (130, 130, 130),
+    }  # fmt: skip
+    checked = 0
+    for seed in range(900):
+        scene, picture = compose(random.Random(seed), max_things=1)
+        pixels = np.asarray(picture).astype(int)  # (H, W, 3)
+        thing, edge = scene.things[0], np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        ground = np.median(edge, axis=0)
+        if scene.word or thing.material or (edge != ground).any():
+            continue
+        checked += 1
+        difference = np.abs(pixels - ground).sum(2)
+        rows, columns = np.nonzero(difference > 0.4 * difference.max())
+        found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert np.abs(np.subtract(found, thing.box)).max() <= 3, (found, thing)
+        colour = np.median(pixels[rows, columns], axis=0)
+        reddish = np.abs(colour - (150, 40, 40)).max() < 40  # as easy-VQA's brown is
+        nearest = min(anchors, key=lambda name: math.dist(anchors[name], colour))
+        assert thing.colour == ("brown" if reddish else nearest), (colour, thing)
+    assert checked > 250
+
+
+def test_dialogue_means_the_thing_of_an_earlier_turn() -> None:
+    """In 2 to 4 turns, "it" read as the thing brought up before gives the stated answers."""
+    lengths: Counter[int] = Counter()
+    for scene, rng in scenes(500):
+        turns = dialogue(scene, rng)
+        lengths[len(turns)] += 1
+        it: list[Thing] = []
+        for turn in turns:
+            text = plain(turn.question).removeprefix("and ")
+            if re.search(r"\bit\b", text):
+                answers = {follow_up_answer(text, turn.kind, thing, scene) for thing in it}
+                assert turn.answer in answers and len(answers) == 1, (turns, scene)
+            else:
+                assert turn.answer == oracle(turn, scene), (turns, scene)
+            it = brought_up(text, turn, it, scene)
+    assert set(lengths) <= {0, 2, 3, 4} and lengths[0] < 50 and min(lengths[2], lengths[3], lengths[4]) > 50
+
+
+def follow_up_answer(text: str, kind: str, it: Thing, scene: Scene) -> str:
+    """The answer with "it" replaced by a noun that fits that thing alone."""
+    marked = replace(it, noun="it")
+    things = tuple(marked if thing is it else thing for thing in scene.things)
+    if kind == "relation":
+        return oracle_relation(re.sub(r"\bit\b", "the it", text), replace(scene, things=things))
+    return {
+        "colour": lambda: str(it.colour),
+        "size": lambda: it.size,
+        "material": lambda: "yes" if text == f"is it {it.material or 'solid'}" else "no",
+    }[kind]()
+
+
+def brought_up(text: str, turn: QA, it: list[Thing], scene: Scene) -> list[Thing]:
+    """The things that "it" may mean after this turn."""
+    if turn.kind == "relation" and turn.answer not in ("yes", "no"):
+        side = re.search(SIDE_WORDS + r" (.+)", text)
+        assert side
+        others = it if side[2] == "it" else [the_one(side[2], scene)]
+        return [
+            t for other in others for t in scene.things if on_side(side[1]) in sides(t, other, scene.side)
+        ]
+    if turn.kind == "existence":
+        return fits(re.sub(r"^is there (an?|the) ", "", text), scene)
+    if not re.search(r"\bit\b", text):
+        match = re.search(r"the (?!picture)(.+)", text)
+        return fits(match[1], scene) if match else list(scene.things)
+    return it
+
+
+def test_captions_name_everything_and_nothing_else() -> None:
+    """Captions end in a full stop, name nothing that is absent and, from "normal" on, every thing."""
+    for scene, rng in scenes(400):
+        for length in ("short", "normal", "long"):
+            text = caption(scene, length, rng)
+            named, wrong = hallucinated(text, scene, NAMES)
+            assert text[0].isupper() and text.endswith(".") and wrong == 0, (text, scene)
+            if length == "short":
+                assert len(text.split()) <= 12
+            else:
+                present = Counter((thing.colour, thing.noun) for thing in scene.things)
+                told: Counter[tuple[str | None, str]] = Counter()
+                for mention in named_things(text, NAMES):
+                    if not mention.definite:
+                        told[mention.colour, mention.noun] += mention.count
+                assert told == present, (text, scene)
+                assert scene.word is None or f'"{scene.word}"' in text
+
+
+def test_hallucination_is_counted() -> None:
+    """Absent nouns, wrong colours and too many of a kind count; re-mentions and quoted text do not."""
+    box = (0.0, 0.0, 9.0, 9.0)
+    scene = Scene(
+        (
+            Thing("star", "red", "small", None, box),
+            Thing("star", "red", "small", None, box),
+            Thing("coffee cup", None, "large", None, box),
+            Thing("orange", None, "large", None, box),
+        ),
+        "white",
+        "dog",
+    )
+    names = [*NAMES, "cup"]
+    assert hallucinated("Two red stars, a coffee cup and an orange.", scene, names) == (4, 0)
+    assert hallucinated("A red star and a star. The star is left of the orange.", scene, names) == (4, 0)
+    assert hallucinated("Three red stars and a blue star.", scene, names) == (4, 2)
+    assert hallucinated("A dog on a red background, two coffee cups.", scene, names) == (3, 2)
+    assert hallucinated('An orange circle and the word "dog".', scene, names) == (1, 1)
+    assert hallucinated("A cup.", scene, names) == (1, 1)
+
+
+def test_too_many_things_are_refused() -> None:
+    """A number of things that cannot fit is named in the error, instead of a search without end."""
+    with pytest.raises(TrainingError, match="max_things is 20"):
+        compose(random.Random(0), max_things=20)

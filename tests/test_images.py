@@ -1,0 +1,559 @@
+"""Opening pictures: what comes out right, what is refused, and that refusing costs nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vision_lm import images
+from vision_lm.errors import ImageError
+from vision_lm.images import ImageLimits, ImageSource, ImageWarning, open_image, open_images
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encode(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG made by hand: `rows` are the raw scanlines, each after its filter byte (PNG 1.2, section 4)."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+def linear_profile() -> bytes:
+    """An ICC v2 profile made by hand: the primaries of sRGB (D50-adapted), but linear light."""
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    identity = b"curv" + bytes(8)
+    tags = {
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"rXYZ": xyz(0.4361, 0.2225, 0.0139),
+        b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
+        b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
+        b"rTRC": identity,
+        b"gTRC": identity,
+        b"bTRC": identity,
+    }
+    table, body, start = b"", b"", 128 + 4 + 12 * len(tags)
+    for tag, value in tags.items():
+        table += struct.pack(">4sII", tag, start + len(body), len(value))
+        body += value
+    header = struct.pack(">I4xI", start + len(body), 0x02100000) + b"mntrRGB XYZ " + bytes(12) + b"acsp"
+    illuminant = struct.pack(">iii", 63190, 65536, 54061)  # D50
+    header = header.ljust(68, b"\0") + illuminant
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+def refusal(source: object, **options: object) -> str:
+    """The message with which `source` is refused: one line, and Pillow never warns beside it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageError) as caught:
+            open_image(source, **options)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 500
+    return message
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """3 x 2 pixels, no two rows, columns or corners alike."""
+    image = Image.new("RGB", (3, 2))
+    image.putdata([RED, GREEN, BLUE, WHITE, (0, 0, 0), (255, 255, 0)])
+    return image
+
+
+# --- sources ---
+
+
+def test_every_kind_of_source_gives_the_same_pixels(picture: Image.Image, tmp_path: Path) -> None:
+    """A path, a Path, bytes, a data URL, a PIL image and an array are one picture."""
+    data = encode(picture, "PNG")
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    url = "data:image/png;base64," + base64.encodebytes(data).decode()  # with MIME's line breaks
+    for source in (str(path), path, data, url, picture, np.asarray(picture)):
+        image = open_image(source)
+        assert (image.mode, image.size, image.tobytes()) == ("RGB", (3, 2), picture.tobytes())
+
+
+def test_the_result_is_not_the_callers_image(picture: Image.Image) -> None:
+    """Drawing on the result leaves a PIL image that was passed in alone."""
+    open_image(picture).putpixel((0, 0), WHITE)
+    assert picture.getpixel((0, 0)) == RED
+
+
+@pytest.mark.parametrize(
+    "array, expected",
+    [
+        (np.array([[0, 128, 255]], np.uint8), [0, 128, 255]),
+        (np.array([[[0], [128], [255]]], np.uint8), [0, 128, 255]),
+        (np.array([[0, 0x80FF, 65535]], np.uint16), [0, 128, 255]),
+        (np.array([[0.0, 0.5, 1.0]]), [0, 128, 255]),
+        (np.array([[0.0, 0.2, 1.0001]], np.float32), [0, 51, 255]),
+        (np.array([[False, True]]), [0, 255]),
+        (np.array([[[0, 0, 0, 0], [0, 0, 0, 255]]], np.uint8), [255, 0]),
+        (np.arange(0, 250, 10).astype(np.uint8).reshape(5, 5).T[:1], [0, 50, 100, 150, 200]),
+    ],
+)
+def test_arrays(array: np.ndarray, expected: list[int]) -> None:
+    """Every allowed type and shape runs from black to white, also where its memory is strided."""
+    image = open_image(array)
+    assert [image.getpixel((x, 0)) for x in range(image.width)] == [(value,) * 3 for value in expected]
+
+
+@pytest.mark.parametrize(
+    "array, said",
+    [
+        (np.zeros((2, 2, 2), np.uint8), "shape (2, 2, 2)"),
+        (np.zeros((3, 8, 8), np.uint8), "shape (3, 8, 8)"),
+        (np.zeros(4, np.uint8), "shape (4,)"),
+        (np.zeros((0, 4), np.uint8), "empty"),
+        (np.zeros((2, 2), np.int64), "int64"),
+        (np.array([[0.0, 255.0]]), "floats from 0 to 255"),
+        (np.array([[0.0, np.nan]]), "floats from nan"),
+        (np.broadcast_to(np.uint8(0), (60_000, 60_000)), "too large"),
+        ([[0, 255]], "given as list"),
+        (None, "given as NoneType"),
+    ],
+)
+def test_arrays_that_are_not_pictures_are_refused(array: object, said: str) -> None:
+    """A wrong shape, type or range is named, not guessed at."""
+    assert said in refusal(array)
+
+
+def test_open_images_keeps_the_others(picture: Image.Image, tmp_path: Path) -> None:
+    """One bad picture in a list gives its own error, in its place, and costs no other."""
+    first, missing, last = open_images([picture, tmp_path / "missing.jpg", encode(picture, "PNG")])
+    assert isinstance(missing, ImageError) and "missing.jpg" in str(missing)
+    assert isinstance(first, Image.Image) and isinstance(last, Image.Image)
+    assert first.tobytes() == last.tobytes() == picture.tobytes()
+
+
+# --- refused ---
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "the file is empty"),
+        (b"just some words\n" * 9, "this is text"),
+        ("Grüße\n".encode(), "this is text"),
+        (b"%PDF-1.7\n", "this is a PDF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "this is PostScript"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "this is HEIC"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "this is SVG"),
+        (b"\x00\x01\x02\x03 whatever", "00 01 02 03"),
+        (b"\x89PNG\r\n\x1a\n", "the PNG data is truncated"),
+        (b"GIF89a", "the GIF data is truncated"),
+        (png(0, 1, 8, 2, b""), "photo.png"),
+    ],
+)
+def test_what_is_not_a_picture_is_named(content: bytes, said: str, tmp_path: Path) -> None:
+    """The message names the file and what it is, whatever its ending claims."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(content)
+    message = refusal(path)
+    assert said in message and str(path) in message
+
+
+def test_formats_outside_the_list_are_not_decoded(picture: Image.Image) -> None:
+    """What Pillow could open but we do not allow is refused by its first bytes, and the list is given."""
+    for format in ("EPS", "PDF", "TGA", "ICO", "PCX", "SGI", "JPEG2000", "DDS"):
+        assert "allowed: PNG, JPEG, WEBP, GIF, TIFF, BMP, PPM, AVIF" in refusal(encode(picture, format))
+
+
+def test_paths_that_hold_no_file(tmp_path: Path) -> None:
+    """A missing file, a directory, a pipe and an impossible name are each said, and none of them blocks."""
+    assert "no such file" in refusal(tmp_path / "nothing.jpg")
+    assert "a directory" in refusal(tmp_path)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert "not a regular file" in refusal(pipe)
+    assert "cannot be read" in refusal("photo\0.jpg")
+    assert "cannot be read (File name too long)" in refusal("line\n" * 10_000)
+    assert "''" in refusal("")
+
+
+@pytest.mark.parametrize(
+    "url, said",
+    [
+        ("data:image/png;base64,@@@", "not valid base64"),
+        ("data:image/png;base64,", "the file is empty"),
+        ("data:text/plain;base64,aGk=", "it starts with 'data:text/plain;base64'"),
+        ("data:image/png,raw", "allowed: data:image/TYPE;base64,DATA"),
+        ("data:", "allowed: data:image/TYPE;base64,DATA"),
+    ],
+)
+def test_data_urls_that_hold_no_picture(url: str, said: str) -> None:
+    """A data URL is refused by its own syntax, never taken for a path."""
+    assert said in refusal(url)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF"])
+def test_truncated_files_are_refused(format: str) -> None:
+    """Half a picture is never captioned: every allowed format, cut at many places, says that it is cut."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    data = encode(Image.fromarray(noise), format)
+    open_image(data)
+    for keep in np.linspace(16, len(data) * 0.98, 25, dtype=int):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Truncated File Read|Corrupt EXIF data")
+            with pytest.raises(ImageError, match=f"the {format} data is truncated"):
+                open_image(data[:keep])
+
+
+def test_damaged_files_never_escape_as_another_error() -> None:
+    """A thousand corrupted files open or raise `ImageError`; nothing of Pillow's reaches the caller."""
+    random = np.random.default_rng(0)
+    noise = Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for format in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF"):
+        options = {} if format in ("GIF", "BMP", "PPM") else {"exif": exif}
+        data = encode(noise, format, **options)
+        for _ in range(125):
+            damaged = bytearray(data)
+            for at in random.integers(0, len(data) if random.random() < 0.5 else 80, 3):
+                damaged[at] = random.integers(0, 256)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                (result,) = open_images([bytes(damaged)])
+            assert isinstance(result, ImageError) or result.mode == "RGB"
+
+
+# --- limits ---
+
+
+def test_a_file_over_the_byte_limit_is_not_read(tmp_path: Path) -> None:
+    """The size comes from the directory entry: a sparse 1 TiB file is refused at once."""
+    path = tmp_path / "huge.png"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    assert "1,099,511,627,776 bytes is too large; allowed: 67,108,864 bytes" in refusal(path)
+
+
+def test_limits_are_the_callers(picture: Image.Image) -> None:
+    """Every limit holds for every source that it can concern, and what is exactly on the limit opens."""
+    data = encode(picture, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    for source in (data, url):
+        assert "too large" in refusal(source, limits=ImageLimits(max_bytes=len(data) - 3))
+        open_image(source, limits=ImageLimits(max_bytes=len(data)))
+    undecodable = "data:image/png;base64," + "@" * 200  # so its length was judged before it was decoded
+    assert "too large" in refusal(undecodable, limits=ImageLimits(max_bytes=100))
+    sized: list[ImageSource] = [data, picture, np.asarray(picture)]
+    for sized_source in sized:
+        message = refusal(sized_source, limits=ImageLimits(max_pixels=5))
+        assert "3 x 2 pixels is too large; allowed: 5 pixels" in message
+        assert "3 x 2 pixels is too large" in refusal(sized_source, limits=ImageLimits(max_side=2))
+        open_image(sized_source, limits=ImageLimits(max_pixels=6, max_side=3))
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that ask for 3.6 billion pixels."""
+    pixel = encode(Image.new("L", (1, 1)), "TIFF")
+    tiff = bytearray(pixel)
+    directory = struct.unpack_from("<I", pixel, 4)[0]
+    for entry in range(struct.unpack_from("<H", pixel, directory)[0]):
+        at = directory + 2 + 12 * entry
+        if struct.unpack_from("<H", pixel, at)[0] in (256, 257):  # ImageWidth, ImageLength
+            struct.pack_into("<HII", tiff, at + 2, 4, 1, 60_000)
+    tile = [(256, 10), (257, 10), (258, 8), (259, 5), (262, 1), (277, 1), (322, 60_000), (323, 60_000)]
+    tile += [(324, 8 + 2 + 12 * 10 + 4), (325, 100)]  # where its 100 bytes of LZW are
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tile)
+    gif = encode(Image.new("P", (1, 1)), "GIF")
+    frame = gif.index(b",\0\0\0\0\1\0\1\0")
+    gif = gif[: frame + 5] + struct.pack("<HH", 60_000, 60_000) + gif[frame + 9 :]
+    dispose = b"!\xf9\x04\x08\0\0\0\0"  # "restore to background": a second buffer of the frame's size
+    other = Image.new("RGB", (1, 1), RED)
+    webp = encode(Image.new("RGB", (1, 1)), "WEBP", save_all=True, append_images=[other])
+    return {
+        "png": png(60_000, 60_000, 8, 2, bytes(10_000)),
+        "tiff": bytes(tiff),
+        "tiled.tiff": b"II*\0\x08\0\0\0" + struct.pack("<H", len(tile)) + entries + bytes(4) + bytes(100),
+        "gif": gif[:6] + struct.pack("<HH", 1, 1) + gif[10:frame] + dispose + gif[frame:],
+        "webp": webp[:24] + 2 * (59_999).to_bytes(3, "little") + webp[30:],  # the canvas of the animation
+        "bmp": b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, 60_000, 60_000, 1, 24, *[0] * 6),
+        "ppm": b"P6 60000 60000 255\n" + bytes(100),
+        "jpeg": encode(Image.new("RGB", (1, 1)), "JPEG").replace(  # precision, height, width
+            b"\x08\0\1\0\1", b"\x08\xea\x60\xea\x60"
+        ),
+    }
+
+
+def test_bombs_are_refused_from_their_headers(tmp_path: Path) -> None:
+    """60,000 x 60,000 pixels are refused in our words, Pillow silent, for less than 20 MB in all."""
+    for format, data in bombs().items():
+        (tmp_path / f"bomb.{format}").write_bytes(data)
+    program = (
+        "import resource, sys, warnings\n"
+        "from vision_lm.images import open_images\n"
+        "warnings.simplefilter('error')\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(*open_images(sys.argv[1:]), sep='\\n')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    paths = sorted(tmp_path.iterdir())
+    run = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True)
+    *messages, grown = run.stdout.splitlines()
+    for path, message in zip(paths, messages, strict=True):
+        assert f"{path}: 60,000 x 60,000 pixels is too large; allowed: 89,478,485 pixels" in message
+    assert int(grown) < 20_000  # KiB
+
+
+def test_pillows_own_limit_is_never_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Pillow would warn (2 pixels) or raise (3), we refuse; without its limit, ours alone counts."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    for format in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF"):
+        for width in (2, 3):
+            data = encode(Image.new("RGB", (width, 1)), format)
+            assert "allowed: 1 pixels" in refusal(data)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    open_image(data)
+
+
+# --- several frames ---
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_first_of_several_frames(format: str, tmp_path: Path) -> None:
+    """The first frame is read, and one warning names the file and the count, at the caller's line."""
+    path = tmp_path / f"moving.{format.lower()}"
+    lossless = {"lossless": True} if format == "WEBP" else {"quality": 100} if format == "AVIF" else {}
+    later = [Image.new("RGB", (8, 8), colour) for colour in (GREEN, BLUE)]
+    Image.new("RGB", (8, 8), RED).save(path, format, save_all=True, append_images=later, **lossless)
+    with pytest.warns(ImageWarning) as caught:
+        image = open_image(path)
+    said = [str(warning.message) for warning in caught]
+    assert said == [f"{path}: 3 frames or pages, only the first is read"]
+    assert caught[0].filename == __file__
+    assert np.abs(np.asarray(image, int) - RED).max() <= (2 if format == "AVIF" else 0)
+
+
+def test_one_frame_is_not_warned_about(picture: Image.Image) -> None:
+    """Formats that can hold several frames stay silent over one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF"):
+            open_image(encode(picture, format, save_all=True))
+
+
+def test_counting_pages_is_bounded() -> None:
+    """Of a TIFF of 3,000 pages no more than a hundred are visited, and the first is read."""
+    tiff = bytearray(encode(Image.new("L", (1, 1), 7), "TIFF"))
+    start = struct.unpack_from("<I", tiff, 4)[0]
+    ifd = tiff[start : start + 2 + 12 * struct.unpack_from("<H", tiff, start)[0]]  # then the link to the next
+    link = start + len(ifd)
+    for _ in range(3_000):
+        struct.pack_into("<I", tiff, link, len(tiff))
+        link = len(tiff) + len(ifd)
+        tiff += ifd + bytes(4)
+    with pytest.warns(ImageWarning, match="100 or more frames or pages"):
+        assert open_image(bytes(tiff)).getpixel((0, 0)) == (7, 7, 7)
+
+
+# --- modes ---
+
+
+@pytest.mark.parametrize("colour", [WHITE, RED, (0, 0, 0), (10, 200, 30)])
+def test_cmyk_jpeg(colour: tuple[int, int, int]) -> None:
+    """A CMYK JPEG, stored inverted with Adobe's marker as every printing program does, is not a negative."""
+    image = Image.new("RGB", (16, 16), colour).convert("CMYK")
+    data = encode(image, "JPEG", quality=100, subsampling=0)
+    assert b"Adobe" in data
+    assert np.abs(np.asarray(open_image(data), int) - colour).max() <= 3
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_grey_of_16_bits_is_scaled(format: str) -> None:
+    """65,535 is white and 32,896 the middle: a plain conversion would clip all above 255 to white."""
+    values = np.array([[0, 255, 0x8080, 65535]], np.uint16)
+    image = open_image(encode(Image.fromarray(values), format))
+    assert [image.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 0, 128, 255)]
+
+
+def test_deep_grey_outside_its_scale_is_refused() -> None:
+    """32-bit integers and floats without a known white are refused, not clipped."""
+    assert "integers from 0 to 1000000" in refusal(Image.fromarray(np.array([[0, 1_000_000]], np.int32)))
+    assert "floats from 0 to 300" in refusal(
+        encode(Image.fromarray(np.array([[0, 300]], np.float32)), "TIFF")
+    )
+    half = open_image(encode(Image.fromarray(np.array([[0, 0.5]], np.float32)), "TIFF"))
+    assert half.getpixel((1, 0)) == (128, 128, 128)
+
+
+def test_png_of_16_bits() -> None:
+    """16-bit RGB, RGBA and grey with alpha keep their high bytes."""
+    rgb = png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 0xFFFF, 0x8080, 0))
+    assert open_image(rgb).getpixel((0, 0)) == (255, 128, 0)
+    rgba = png(1, 1, 16, 6, b"\0" + struct.pack(">4H", 0xFFFF, 0x8080, 0, 0xFFFF))
+    assert open_image(rgba).getpixel((0, 0)) == (255, 128, 0)
+    grey = png(2, 1, 16, 4, b"\0" + struct.pack(">4H", 0x8080, 0xFFFF, 0x8080, 0))
+    assert [open_image(grey).getpixel((x, 0)) for x in (0, 1)] == [(128, 128, 128), WHITE]
+
+
+def test_transparency_is_laid_on_white(picture: Image.Image) -> None:
+    """RGBA, LA, palettes and single transparent colours: clear is white, and partly clear is partly white."""
+    rgba = Image.new("RGBA", (3, 1))
+    rgba.putdata([(255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 51)])
+    la = Image.new("LA", (3, 1))
+    la.putdata([(10, 255), (10, 0), (0, 51)])
+    palette = Image.new("P", (3, 1))
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 0])
+    palette.putdata([0, 1, 2])
+    for data, expected in [
+        (encode(rgba, "PNG"), [RED, WHITE, (204, 204, 204)]),
+        (encode(rgba, "WEBP", lossless=True, exact=True), [RED, WHITE, (204, 204, 204)]),
+        (encode(la, "PNG"), [(10, 10, 10), WHITE, (204, 204, 204)]),
+        (encode(palette, "PNG", transparency=b"\xff\x00\x33"), [RED, WHITE, (204, 204, 204)]),
+        (encode(palette, "PNG", transparency=1), [RED, WHITE, (0, 0, 0)]),
+        (encode(palette, "GIF", transparency=1), [RED, WHITE, (0, 0, 0)]),
+        (encode(palette, "PNG"), [RED, GREEN, (0, 0, 0)]),
+        (encode(picture.crop((0, 0, 3, 1)), "PNG", transparency=GREEN), [RED, WHITE, BLUE]),
+        (encode(la.getchannel("L"), "PNG", transparency=0), [(10, 10, 10), (10, 10, 10), WHITE]),
+    ]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            image = open_image(data)
+        assert [image.getpixel((x, 0)) for x in range(3)] == expected
+
+
+def test_grey_and_one_bit() -> None:
+    """Grey spreads to three equal channels; one bit is black and white."""
+    assert open_image(encode(Image.new("L", (2, 2), 99), "JPEG")).getpixel((1, 1)) == (99, 99, 99)
+    assert open_image(encode(Image.new("1", (2, 2), 1), "PNG")).getpixel((1, 1)) == WHITE
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_extreme_shapes(size: tuple[int, int]) -> None:
+    """The smallest picture and the thinnest ones open at their own size."""
+    for format in ("PNG", "JPEG", "GIF", "TIFF", "WEBP"):
+        assert open_image(encode(Image.new("RGB", size, RED), format)).size == size
+
+
+# --- orientation ---
+
+# EXIF 2.32, tag 0x0112: where the stored row 0 and column 0 belong in the upright picture.
+STORED_AS = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright),
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED_AS)
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_exif_orientation(orientation: int, format: str, picture: Image.Image) -> None:
+    """All eight orientations come out upright, once: opening the result again does not turn it again."""
+    upright = np.asarray(picture)
+    stored = Image.fromarray(np.ascontiguousarray(STORED_AS[orientation](upright)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(stored, format, exif=exif, **({"lossless": True} if format == "WEBP" else {}))
+    opened_lazily = Image.open(io.BytesIO(data))
+    for image in (open_image(data), open_image(open_image(data)), open_image(opened_lazily)):
+        assert np.array_equal(np.asarray(image), upright)
+
+
+def test_exif_orientation_of_a_jpeg() -> None:
+    """A phone's photograph: orientation 6 says that the stored right edge is the top."""
+    stored = Image.new("RGB", (64, 32), RED)
+    stored.paste(BLUE, (48, 0, 64, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = open_image(encode(stored, "JPEG", exif=exif, quality=95))
+    assert image.size == (32, 64)
+    stored = stored.transpose(Image.Transpose.ROTATE_270)
+    assert np.abs(np.asarray(image, int) - np.asarray(stored, int)).mean() < 4
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_costs_nothing(picture: Image.Image) -> None:
+    """A picture whose metadata is garbage opens as it is stored."""
+    for exif in (b"Exif\0\0garbage!", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"\0"):
+        image = open_image(encode(picture, "WEBP", exif=exif, lossless=True))
+        assert image.tobytes() == picture.tobytes()
+
+
+# --- colour profiles ---
+
+
+def srgb(linear: float) -> int:
+    """IEC 61966-2-1: linear light in 0-1 -> an 8-bit sRGB value."""
+    return round(255 * (12.92 * linear if linear <= 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055))
+
+
+def test_icc_profile_becomes_srgb() -> None:
+    """Linear pixels under a linear profile come out as the sRGB standard's own curve says."""
+    profile = linear_profile()
+    for value in (0, 20, 55, 128, 255):
+        image = Image.new("RGB", (4, 4), (value,) * 3)
+        for stored in (image, image.convert("RGBA"), image.quantize(2)):
+            pixel = open_image(encode(stored, "PNG", icc_profile=profile)).getpixel((0, 0))
+            assert np.abs(np.array(pixel) - srgb(value / 255)).max() <= 1
+
+
+def test_icc_profile_keeps_transparency() -> None:
+    """The profile changes the colours and not the alpha: what is clear is still white."""
+    data = encode(Image.new("RGBA", (2, 2), (55, 55, 55, 0)), "PNG", icc_profile=linear_profile())
+    assert open_image(data).getpixel((0, 0)) == WHITE
+
+
+def test_an_icc_profile_that_does_not_fit_is_ignored(picture: Image.Image) -> None:
+    """A broken profile, or one for another colour space, leaves the pixels as they are."""
+    for profile in (b"garbage", linear_profile()[:200]):
+        data = encode(picture, "PNG", icc_profile=profile)
+        assert open_image(data).tobytes() == picture.tobytes()
+    grey = encode(Image.new("L", (2, 2), 55), "PNG", icc_profile=linear_profile())
+    assert open_image(grey).getpixel((0, 0)) == (55, 55, 55)
+
+
+# --- cost ---
+
+
+def test_importing_is_cheap() -> None:
+    """A command that opens one PNG loads neither numpy, torch, an HTTP client nor Pillow's other decoders."""
+    program = (
+        "import sys, types\n"
+        "package = sys.modules['vision_lm'] = types.ModuleType('vision_lm')\n"  # not its __init__
+        "package.__path__ = [sys.argv[1]]\n"
+        "from vision_lm.images import open_image\n"
+        "open_image(bytes.fromhex(sys.argv[2]))\n"
+        "costly = ('numpy', 'torch', 'http.client', 'ssl', 'PIL.EpsImagePlugin')\n"
+        "print([name for name in costly if name in sys.modules])\n"
+    )
+    folder = Path(images.__file__).parent
+    data = encode(Image.new("RGB", (2, 2)), "PNG").hex()
+    run = subprocess.run(
+        [sys.executable, "-c", program, folder, data], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"

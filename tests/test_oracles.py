@@ -1,0 +1,196 @@
+"""Our tower, splice and decoder against transformers, in float32 with the same random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration
+
+from tests.conftest import VIT, random_checkpoint, random_phi, text_config
+from vision_lm.config import TextConfig
+from vision_lm.encoder import ImageEncoder
+from vision_lm.engine import TorchDecoder
+from vision_lm.engine.torch_decoder import attend
+from vision_lm.model import VisionLM
+from vision_lm.phi import phi_config
+from vision_lm.prompts import Turn
+
+# Head layouts of the models that matter, at reduced width.
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "mini": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4},
+    "phi-1.5": {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3},
+    "phi-2": {
+        "hidden_size": 240,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "partial_rotary_factor": 0.4,
+    },
+    "grouped": {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2},
+}
+
+
+def clip_config(*, quick_gelu: bool) -> CLIPVisionConfig:
+    """`VIT` as transformers describes it."""
+    return CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        hidden_act="quick_gelu" if quick_gelu else "gelu",
+    )
+
+
+def randomise(module: nn.Module) -> None:
+    """Random values everywhere, also where a fresh module has zeros and ones."""
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            weight.normal_(std=0.2)
+            if "norm" in name and name.endswith("weight"):
+                weight.add_(1.0)
+
+
+def tower_names(clip: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """transformers' CLIP tower under open_clip's names, the first `layers` of it."""
+    ours = {
+        "class_embedding": clip["embeddings.class_embedding"],
+        "positional_embedding": clip["embeddings.position_embedding.weight"],
+        "conv1.weight": clip["embeddings.patch_embedding.weight"],
+        "ln_pre.weight": clip["pre_layrnorm.weight"],
+        "ln_pre.bias": clip["pre_layrnorm.bias"],
+    }
+    renamed = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "attn.out_proj": "self_attn.out_proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+    for number in range(layers):
+        block, layer = f"transformer.resblocks.{number}", f"encoder.layers.{number}"
+        for kind in ("weight", "bias"):
+            parts = [clip[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            ours[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
+            ours |= {f"{block}.{a}.{kind}": clip[f"{layer}.{b}.{kind}"] for a, b in renamed.items()}
+    return ours
+
+
+def close(ours: Tensor, theirs: Tensor) -> bool:
+    """Within 1e-4 of the largest value."""
+    return bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max())
+
+
+def decode(decoder: TorchDecoder, prompts: list[Tensor], steps: int) -> tuple[Tensor, list[list[int]]]:
+    """Greedy logits (steps, B, V) and tokens, B rows of one ragged batch."""
+    logits, cache = decoder.prefill(prompts, steps)
+    all_logits = [logits]
+    ids = [logits.argmax(-1).tolist()]
+    for _ in range(steps - 1):
+        all_logits.append(decoder.step(ids[-1], cache))
+        ids.append(all_logits[-1].argmax(-1).tolist())
+    return torch.stack(all_logits), [list(row) for row in zip(*ids, strict=True)]
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_tower_features_equal_clips_hidden_state(quick_gelu: bool) -> None:
+    """Patch features are CLIP's hidden state -2 without the class token, for both of CLIP's activations."""
+    torch.manual_seed(1)
+    clip = CLIPVisionModel(clip_config(quick_gelu=quick_gelu)).eval()
+    randomise(clip)
+    encoder = ImageEncoder(dataclasses.replace(VIT, quick_gelu=quick_gelu, features=(-2,))).eval()
+    encoder.tower.load_state_dict(tower_names(clip.state_dict(), layers=2))
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        theirs = clip(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        ours = encoder(pixels).patches
+    assert ours.shape == (3, 16, 32)
+    assert close(ours, theirs)
+
+
+def test_spliced_logits_equal_llava() -> None:
+    """Two pictures and a question through the whole model give Llava's logits, in prefill and in every step."""
+    torch.manual_seed(2)
+    text = text_config()
+    config = LlavaConfig(
+        vision_config=clip_config(quick_gelu=False),
+        text_config=phi_config(text),
+        image_token_index=text.vocab_size - 1,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    llava = LlavaForConditionalGeneration(config).eval()
+    randomise(llava)
+    theirs = llava.state_dict()
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): t for name, t in theirs.items() if name.startswith(prefix)}
+
+    checkpoint = random_checkpoint(VIT, text)
+    tensors = {f"encoder.tower.{name}": t for name, t in tower_names(part("model.vision_tower."), 2).items()}
+    for layer, linear in (("patches.0", "linear_1"), ("patches.2", "linear_2")):
+        for kind in ("weight", "bias"):
+            tensors[f"projector.{layer}.{kind}"] = theirs[f"model.multi_modal_projector.{linear}.{kind}"]
+    tensors |= {f"phi.model.{name}": t for name, t in part("model.language_model.").items()}
+    tensors["phi.lm_head.weight"] = theirs["lm_head.weight"]
+    tensors["phi.lm_head.bias"] = torch.zeros(text.vocab_size)  # Llava has none
+    projector = dataclasses.replace(checkpoint.config.projector, hidden_features=text.hidden_size)
+    sizes = dataclasses.replace(checkpoint.config, projector=projector)
+    vlm = VisionLM(dataclasses.replace(checkpoint, config=sizes, tensors=tensors), device="cpu")
+
+    noise = np.random.default_rng(3)
+    images = [Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(2)]
+    content = [{"type": "image", "image": image} for image in images]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": "How many cats?"}]}]
+    answer = vlm.chat(messages, max_tokens=12)
+
+    ids = [text.vocab_size - 1] * 32 + vlm.prompts.question_ids(Turn("How many cats?"))
+    embeddings = vlm.engine.decoder.embed(ids)
+    embeddings = embeddings.index_copy(0, torch.arange(32), torch.cat(vlm.encode_images(images)))
+    ours, tokens = decode(vlm.engine.decoder, [embeddings], 12)
+    assert answer.tokens == tuple(tokens[0])
+    pixels = torch.stack([vlm.encoder.preprocess(image) for image in images])
+    with torch.no_grad():
+        logits = llava(input_ids=torch.tensor([ids + tokens[0]]), pixel_values=pixels).logits[0]
+    assert close(ours[:, 0], logits[len(ids) - 1 : -1])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_and_greedy_tokens_equal_phi(layout: str) -> None:
+    """With a head bias and a ragged batch, prefill and steps give PhiForCausalLM's logits and its 32 greedy tokens."""
+    torch.manual_seed(4)
+    config: TextConfig = text_config(**LAYOUTS[layout])
+    phi: Any = random_phi(config)
+    decoder = TorchDecoder(config, phi.state_dict(), torch.device("cpu"), torch.float32)
+    prompts = [torch.randn(length, config.hidden_size) for length in (5, 19, 12)]
+    logits, tokens = decode(decoder, prompts, 32)
+    for row, prompt in enumerate(prompts):
+        with torch.no_grad():
+            theirs = phi.generate(
+                inputs_embeds=prompt[None],
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=32,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        assert tokens[row] == theirs.sequences[0].tolist()
+        assert close(logits[:, row], torch.cat(theirs.logits))
+
+
+def test_float16_scores_do_not_overflow() -> None:
+    """Phi-2's attention scores pass 65,504 (transformers #28163): in float16 they must still give the right mix."""
+    torch.manual_seed(5)
+    queries, keys, values = (100 * torch.randn(1, 2, 6, 80).half() for _ in range(3))
+    scores = queries.double() @ keys.double().transpose(-1, -2)
+    assert scores.abs().max() > 65_504
+    causal = torch.ones(6, 6, dtype=torch.bool).tril()
+    weights = (scores / 80**0.5).masked_fill(~causal, -torch.inf).softmax(-1)
+    mixed = attend(queries, keys, values, None, causal=True)
+    torch.testing.assert_close(mixed.double(), weights @ values.double(), atol=0.2, rtol=1e-3)

@@ -1,0 +1,108 @@
+"""What a model says and how sure it is: from generated tokens to text, whole or piece by piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+from vision_lm.config import Calibration
+from vision_lm.engine import Generation, Token
+from vision_lm.engine.stopping import FinishReason, cut_caption, sentences_end
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `str(answer)` is its text."""
+
+    text: str
+    confidence: float  # 0 to 1, calibrated: see `confidence`
+    finish_reason: FinishReason  # "stop", "length" or "repetition"
+    tokens: tuple[int, ...]  # those that the text is made of
+    token_logprobs: tuple[float, ...]  # natural logarithms, one for each token
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class AnswerStream(Iterator[str]):
+    """The pieces of an answer while it is written. Joined they are the text of `answer`, set at the end."""
+
+    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
+        self._pieces = pieces
+        self.answer: Answer | None = None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self.answer = self.answer or end.value
+            raise
+
+    def close(self) -> None:
+        """Stop here: the rest is never generated."""
+        self._pieces.close()
+
+
+class AnswerWriter:
+    """Writes answers with one checkpoint's tokenizer and calibration."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], calibration: Calibration) -> None:
+        self.decode = decode
+        self.calibration = calibration
+
+    def whole(self, generation: Generation, *, caption: bool) -> Answer:
+        """The answer of a finished generation. A caption ends at a sentence and says none twice."""
+        text, reason = self._text(generation.tokens), generation.finish_reason
+        count = len(generation.tokens)
+        if caption:
+            kept, reason = cut_caption(text, reason)
+            if kept != text:
+                text = kept
+                count = next(
+                    n for n in range(count + 1) if len(self._text(generation.tokens[:n])) >= len(text)
+                )
+        logprobs = generation.logprobs[:count]
+        return Answer(
+            text, confidence(logprobs, self.calibration), reason, generation.tokens[:count], logprobs
+        )
+
+    def pieces(
+        self, tokens: Generator[Token, None, Generation], *, caption: bool
+    ) -> Generator[str, None, Answer]:
+        """The same answer while it is written; a caption by sentences, since what follows may be cut."""
+        ids: list[int] = []
+        sent = 0
+        while True:
+            try:
+                ids.append(next(tokens).id)
+            except StopIteration as end:
+                answer = self.whole(end.value, caption=caption)
+                break
+            text = self._text(ids)
+            end_of_piece = sentences_end(text, finished=False)[0] if caption else len(text)
+            if end_of_piece > sent:
+                yield text[sent:end_of_piece]
+                sent = end_of_piece
+        if len(answer.text) > sent:
+            yield answer.text[sent:]
+        return answer
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, without blanks around it and without a character whose last bytes are still to come.
+
+        So the text of the first few tokens is always the beginning of the text of all.
+        """
+        return self.decode(tokens).rstrip("\ufffd").strip()
+
+
+def confidence(token_logprobs: Sequence[float], calibration: Calibration) -> float:
+    """The geometric mean of the tokens' probabilities, Platt-scaled (Platt 1999); 0 for an empty answer."""
+    if not token_logprobs:
+        return 0.0
+    probability = math.exp(sum(token_logprobs) / len(token_logprobs))
+    probability = min(max(probability, 1e-6), 1 - 1e-6)  # where the logit is finite
+    logit = math.log(probability) - math.log1p(-probability)
+    scaled = calibration.scale * logit + calibration.shift
+    # Each side takes exp of what is not positive, which cannot overflow.
+    return 1 / (1 + math.exp(-scaled)) if scaled >= 0 else math.exp(scaled) / (1 + math.exp(scaled))

@@ -1,0 +1,142 @@
+"""A checkpoint: a folder of `config.json`, `model.safetensors`, `tokenizer.json`, written whole or not at all.
+
+Tensor names are those of the modules: `encoder.tower.*` (open_clip), `projector.*`, and `phi.*` in the names of
+transformers' PhiForCausalLM. Weights are only ever read from safetensors; no code of a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from vision_lm.config import Config
+from vision_lm.errors import CheckpointError
+from vision_lm.model_files import (
+    CONFIG,
+    FILES,
+    INDEX,
+    TENSORS,
+    TOKENIZER,
+    find_folder,
+    read_tensors,
+    read_tokenizer,
+)
+from vision_lm.skeleton import build_on_meta, check_tensors, expected_tensors, patch_layout
+
+__all__ = [
+    "EMBEDDED",
+    "Checkpoint",
+    "build_on_meta",
+    "expected_tensors",
+    "read_checkpoint",
+    "write_checkpoint",
+]
+
+EMBEDDED = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a model is made of. The tensors are maps of the file: they take memory as they are read."""
+
+    config: Config
+    tensors: dict[str, Tensor]
+    tokenizer: Tokenizer
+
+    @cached_property
+    def patch_layout(self) -> tuple[int, int]:
+        """Patches N of a picture and their width Dv."""
+        return patch_layout(self.config.vision)
+
+
+def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+    """Read and check a checkpoint: an embedded name ("mini"), a local folder, or a hub id ("owner/name").
+
+    Raises CheckpointError with one line that names the file, the key or the tensor that is wrong.
+    """
+    folder = _embedded(os.fspath(source)) or find_folder(source, FILES)
+    config = Config.load(folder / CONFIG)
+    tokenizer = read_tokenizer(folder / TOKENIZER)
+    _check_tokenizer(tokenizer, config, folder / TOKENIZER)
+    checkpoint = Checkpoint(config, read_tensors(folder), tokenizer)
+    given, width = config.projector.in_features, checkpoint.patch_layout[1]
+    if given != width:
+        raise CheckpointError(f"{folder}: projector.in_features is {given}, but the patches are {width} wide")
+    check_tensors(checkpoint.tensors, expected_tensors(config), folder)
+    return checkpoint
+
+
+def _embedded(name: str) -> Path | None:
+    """The folder of an embedded checkpoint, whose name wins over that of a folder here (give ./name)."""
+    folder = EMBEDDED / name
+    return folder if re.fullmatch(r"[\w-]+", name) and folder.is_dir() else None
+
+
+def write_checkpoint(
+    folder: str | os.PathLike[str], config: Config, tensors: Mapping[str, Tensor], tokenizer: Tokenizer
+) -> None:
+    """Write a checkpoint. A process killed on the way leaves the old one, the new one, or none that loads.
+
+    `tensors` must be exactly those of `expected_tensors(config)`, in any floating type, on any device.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    check_tensors(tensors, expected_tensors(config), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _write(_partial(folder / CONFIG), config.to_json().encode())
+    _write(_partial(folder / TOKENIZER), tokenizer.to_str(pretty=True).encode())
+    save_file(whole, _partial(folder / TENSORS), metadata={"format": "pt"})
+    # safetensors makes files that their owner alone may read.
+    shutil.copymode(_partial(folder / CONFIG), _partial(folder / TENSORS))
+    _flush(_partial(folder / TENSORS))
+    changed = [name for name in (CONFIG, TOKENIZER) if not _same(folder / name, _partial(folder / name))]
+    if changed:  # old tensors must not load beside a new config, nor the other way round
+        (folder / TENSORS).unlink(missing_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)
+    for name in (CONFIG, TOKENIZER, TENSORS):
+        _partial(folder / name).replace(folder / name)
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: Config, path: Path) -> None:
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    placeholder, end = config.prompt.image_token_id, config.prompt.eos_token_id
+    if largest >= config.text.vocab_size:
+        raise CheckpointError(
+            f"{path}: token id {largest} is beyond the {config.text.vocab_size} embedding rows"
+        )
+    if tokenizer.id_to_token(placeholder) is not None:
+        raise CheckpointError(
+            f"{path}: prompt.image_token_id {placeholder} is the token {tokenizer.id_to_token(placeholder)!r}; "
+            "it must be an embedding row that no text encodes to"
+        )
+    if tokenizer.id_to_token(end) is None:
+        raise CheckpointError(f"{path}: prompt.eos_token_id {end} is no token of this tokenizer")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """To the disk: a rename that outlives a power cut must not name bytes that did not."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _same(first: Path, second: Path) -> bool:
+    return first.is_file() and first.read_bytes() == second.read_bytes()

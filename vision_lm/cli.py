@@ -1,0 +1,127 @@
+"""The command `vision-lm`: its arguments, and how its errors and warnings look."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vision_lm import __version__, commands
+from vision_lm.commands import BAD_INPUT, complain
+from vision_lm.errors import VisionLMError
+
+INTERRUPTED, BROKEN_PIPE = 130, 141  # exit statuses, as shells report these signals
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status: 0, or 2 where something in the input has to be put right."""
+    options = _parser().parse_args(arguments)
+    try:
+        with _quiet_libraries():
+            status: int = options.run(options)
+            sys.stdout.flush()
+            return status
+    except VisionLMError as error:
+        return complain(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, say `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        return BROKEN_PIPE
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Our own warnings in one line, once each; none of the libraries': their readers are programmers."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
+    logging.getLogger().setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("once", module="vision_lm")
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"vision-lm: warning: {message}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as every other error."""
+        self.exit(BAD_INPUT, f"vision-lm: error: {message}; see `{self.prog} --help`\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="vision-lm", description="Captions of pictures, and answers to questions about them."
+    )
+    parser.add_argument("--version", action="version", version=f"vision-lm {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        added = subparsers.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        added.set_defaults(run=run)
+        return added
+
+    captioned = command("caption", commands.caption, "describe each image in a line")
+    captioned.add_argument("images", metavar="IMAGE", nargs="+")
+    captioned.add_argument("--length", choices=("short", "normal", "long"), default="normal")
+
+    asked = command("ask", commands.ask, "answer a question about each image")
+    asked.add_argument("images", metavar="IMAGE", nargs="+")
+    asked.add_argument("question", metavar="QUESTION")
+
+    chatted = command("chat", commands.chat, "talk about one or more images together")
+    chatted.add_argument("images", metavar="IMAGE", nargs="+")
+
+    for one in (captioned, asked, chatted):
+        one.add_argument(
+            "--model", default="mini", help="embedded name, folder or hub id (default: %(default)s)"
+        )
+        one.add_argument(
+            "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)"
+        )
+    for one in (captioned, asked):
+        one.add_argument("--json", action="store_true", help="a JSON object a line, with the confidence")
+
+    created = command("create", commands.create, "compose a checkpoint of any size, its projector untrained")
+    created.add_argument(
+        "--vision", required=True, help="open_clip model and tag (ViT-L-14-336/openai), folder, or hub id"
+    )
+    created.add_argument("--text", required=True, help="a Phi: hub id (microsoft/phi-1_5) or folder")
+    created.add_argument("--out", required=True, type=Path, help="folder of the new checkpoint")
+    created.add_argument("--seed", type=int, default=0, help="of the projector's random weights")
+
+    trained = command("train", commands.train, "train a checkpoint's projector, and its language model")
+    trained.add_argument(
+        "stage", choices=("align", "instruct"), help="the projector alone, or the language model too"
+    )
+    trained.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file")
+    trained.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    trained.add_argument("--skip-bad", action="store_true", help="leave bad records out, and list them")
+    trained.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key of the recipe"
+    )
+
+    built = command("data", commands.data, "build the training data of the embedded model")
+    built.add_argument("action", choices=("build",))
+    built.add_argument("--out", required=True, type=Path, help="folder of the data")
+
+    described = command("info", commands.info, "say what a checkpoint is made of")
+    described.add_argument("model", metavar="MODEL", nargs="?", default="mini")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

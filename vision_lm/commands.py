@@ -1,0 +1,222 @@
+"""What each subcommand of `vision-lm` does. What it needs is imported when it runs: `--help` stays instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import vision_lm
+from vision_lm.errors import TrainingError, VisionLMError
+
+if TYPE_CHECKING:
+    from vision_lm import Answer, VisionLM
+    from vision_lm.answer import AnswerStream
+
+BAD_INPUT = 2  # exit status: something in the input has to be put right
+IMAGES_AT_ONCE = 16  # of a long list: their lines are printed as soon as these are answered
+
+
+def caption(options: argparse.Namespace) -> int:
+    """One caption for each image."""
+    vlm = _load(options)
+    return _answer_each(
+        options,
+        whole=lambda images: vlm.caption(images, options.length),
+        stream=lambda image: vlm.stream_caption(image, options.length),
+    )
+
+
+def ask(options: argparse.Namespace) -> int:
+    """One answer for each image."""
+    from vision_lm.prompts import check_question
+
+    check_question(options.question)
+    vlm = _load(options)
+    return _answer_each(
+        options,
+        whole=lambda images: vlm.ask(images, options.question),
+        stream=lambda image: vlm.stream(image, options.question),
+    )
+
+
+def chat(options: argparse.Namespace) -> int:
+    """A conversation about all the images together: questions from the terminal, or a line each from stdin."""
+    from vision_lm.images import open_image
+
+    images = [open_image(path) for path in options.images]
+    vlm = _load(options)
+    status = 0
+    messages: list[dict[str, Any]] = []
+    for question in _questions():
+        content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+        if not messages:
+            content = [{"type": "image", "image": image} for image in images] + content
+        messages.append({"role": "user", "content": content})
+        try:
+            text = _print_stream(vlm.stream_chat(messages))
+        except VisionLMError as error:
+            messages.pop()
+            status = complain(error)
+        else:
+            messages.append({"role": "assistant", "content": text})
+    return status
+
+
+def create(options: argparse.Namespace) -> int:
+    """Compose a checkpoint with a fresh projector."""
+    from vision_lm.create import create as compose
+
+    config = compose(options.vision, options.text, options.out, options.seed)
+    print(f"{options.out}: {config.name}")
+    print("its projector is UNTRAINED: until `vision-lm train align`, what it says of a picture is noise")
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train the projector, or the projector and the language model."""
+    overrides = {}
+    with _extra("train"):
+        import yaml
+
+        from projector.train import main as run
+
+    for setting in options.set:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise TrainingError(f"--set {setting}: give KEY=VALUE")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise TrainingError(f"--set {setting}: the value is not valid YAML") from None
+    folder = run(
+        options.recipe, options.stage, resume=options.resume, skip_bad=options.skip_bad, overrides=overrides
+    )
+    print(f"{folder}: trained")
+    return 0
+
+
+def data(options: argparse.Namespace) -> int:
+    """Fetch the packages of the training data and build what training reads."""
+    with _extra("data"):
+        from projector.data.registries import main as run
+
+    return run(["--out", str(options.out)])
+
+
+def info(options: argparse.Namespace) -> int:
+    """What a checkpoint is made of."""
+    from vision_lm.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(options.model)
+    config = checkpoint.config
+    sizes = {"encoder": 0, "projector": 0, "phi": 0}
+    for name, tensor in checkpoint.tensors.items():
+        sizes[name.partition(".")[0]] += tensor.numel()
+    patches, width = checkpoint.patch_layout
+    tower = config.vision.tower.get("timm_model_name") or "ViT of {layers} layers, {width} wide".format(
+        **{"layers": 12, "width": 768} | config.vision.tower
+    )
+    text = config.text
+    lines = {
+        "name": config.name,
+        "weights": f"{config.dtype}, {sum(sizes.values()):,} parameters",
+        "encoder": f"{tower}, {config.vision.image_size} pixels a side, {sizes['encoder']:,} parameters",
+        "image tokens": f"{patches + len(config.vision.pooled)}, from patches {width} wide",
+        "projector": f"{'trained' if config.projector_trained else 'UNTRAINED'}, {sizes['projector']:,} parameters",
+        "language": f"Phi of {text.num_hidden_layers} layers, {text.hidden_size} wide, {sizes['phi']:,} parameters",
+        "vocabulary": f"{checkpoint.tokenizer.get_vocab_size():,} tokens in {text.vocab_size:,} rows",
+        "context": f"{text.max_position_embeddings:,} tokens",
+    }
+    for key, value in lines.items():
+        print(f"{key + ':':<14}{value}")
+    return 0
+
+
+def _load(options: argparse.Namespace) -> VisionLM:
+    vlm = vision_lm.load(options.model, options.device)
+    if not vlm.config.projector_trained:
+        print(
+            f"vision-lm: warning: the projector of {options.model} is untrained; what it says of a picture is noise",
+            file=sys.stderr,
+        )
+    return vlm
+
+
+def _answer_each(
+    options: argparse.Namespace,
+    whole: Callable[[list[Any]], list[Answer | VisionLMError]],
+    stream: Callable[[Any], AnswerStream],
+) -> int:
+    """One line for each image; the error of one that cannot be answered goes to stderr, and the others go on."""
+    paths: list[str] = options.images
+    if len(paths) == 1 and not options.json and sys.stdout.isatty():
+        _print_stream(stream(paths[0]))
+        return 0
+    status = 0
+    for start in range(0, len(paths), IMAGES_AT_ONCE):
+        some = paths[start : start + IMAGES_AT_ONCE]
+        for path, answer in zip(some, whole(some), strict=True):
+            if isinstance(answer, VisionLMError):
+                status = complain(answer)
+            else:
+                print(_line(path, answer, options, alone=len(paths) == 1), flush=True)
+    return status
+
+
+def _line(path: str, answer: Answer, options: argparse.Namespace, alone: bool) -> str:
+    if options.json:
+        values = {
+            "image": path,
+            "text": answer.text,
+            "confidence": round(answer.confidence, 4),
+            "finish_reason": answer.finish_reason,
+        }
+        return json.dumps(values)
+    return answer.text if alone else f"{path}: {answer.text}"
+
+
+def _print_stream(pieces: AnswerStream) -> str:
+    text = ""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        text += piece
+    print(flush=True)
+    return text
+
+
+def _questions() -> Iterator[str]:
+    """Lines of a terminal until its end (Ctrl-D), or of stdin; blank ones ask nothing."""
+    if not sys.stdin.isatty():
+        yield from (line for line in map(str.strip, sys.stdin) if line)
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401  (input() then has editing and a history)
+
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        if line:
+            yield line
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Imports that only an optional extra of the package brings."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise VisionLMError(f"{error.name} is not installed; pip install 'vision-lm[{name}]'") from error
+
+
+def complain(error: VisionLMError) -> int:
+    """Print an error in its one line, after what was printed before it."""
+    sys.stdout.flush()
+    print(f"vision-lm: error: {error}", file=sys.stderr, flush=True)
+    return BAD_INPUT

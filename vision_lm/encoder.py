@@ -1,0 +1,119 @@
+"""The image encoder: an open_clip tower, from an RGB picture to patch features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vision_lm.config import VisionConfig
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the tower says about B pictures."""
+
+    patches: Tensor  # (B, N, Dv)
+    pooled: Tensor | None = None  # (B, P, E): CLIP embeddings, one for each entry of VisionConfig.pooled
+
+
+class ImageEncoder(nn.Module):
+    """An open_clip image tower (a VisionTransformer, or a timm trunk) read at chosen hidden states."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tower = build_tower(config)
+        self.layers = hidden_states(self.tower, config)
+        if not config.pooled:
+            _drop_unread_layers(self.tower, max(self.layers))
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """RGB picture of any size -> normalised pixels (3, S, S), float32."""
+        size = self.config.image_size
+        pixels = np.asarray(_fit(image, self.config), dtype=np.float32) / 255.0  # (S, S, 3)
+        if pixels.shape != (size, size, 3):
+            raise ValueError(f"expected an RGB picture, found shape {pixels.shape}")
+        pixels = (pixels - np.float32(self.config.mean)) / np.float32(self.config.std)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (3, S, S)
+
+    def forward(self, pixels: Tensor) -> Features:
+        """pixels (B, 3, S, S) -> patches (B, N, Dv) and, if the config asks for them, pooled tokens."""
+        indices = list(self.layers)
+        if not self.config.pooled:
+            maps = self.tower.forward_intermediates(
+                pixels, indices=indices, stop_early=True, intermediates_only=True
+            )["image_intermediates"]
+            return Features(concatenate(maps))
+        trunk = self.tower.trunk
+        final, maps = trunk.forward_intermediates(pixels, indices=indices)  # (B, C, H, W), list of maps
+        pooled = [trunk.forward_head(_window(final, window)) for window in self.config.pooled]  # P x (B, E)
+        return Features(concatenate(maps), torch.stack(pooled, dim=1))
+
+
+def build_tower(config: VisionConfig) -> nn.Module:
+    """The bare open_clip tower, weights untouched. The text tower is never built: it would double the load time."""
+    from open_clip.model import CLIPVisionCfg, _build_vision_tower
+
+    return _build_vision_tower(config.embed_dim, CLIPVisionCfg(**config.tower), quick_gelu=config.quick_gelu)
+
+
+def concatenate(maps: list[Tensor]) -> Tensor:
+    """Feature maps of several stages (B, C, H, W) -> patches (B, N, Dv) on the coarsest grid.
+
+    A finer map is brought to that grid by pixel-unshuffle, which keeps every value.
+    """
+    coarsest = min(m.shape[-1] for m in maps)
+    maps = [F.pixel_unshuffle(m, m.shape[-1] // coarsest) if m.shape[-1] > coarsest else m for m in maps]
+    return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)  # (B, N, Dv)
+
+
+def feature_width(encoder: ImageEncoder) -> tuple[int, int]:
+    """Number of patches N and their width Dv, found by running the tower's shapes."""
+    with torch.no_grad():
+        size = encoder.config.image_size
+        parameter = next(encoder.parameters())
+        pixels = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+        patches = encoder(pixels).patches
+    return patches.shape[1], patches.shape[2]
+
+
+def _window(final: Tensor, window: str) -> Tensor:
+    """The part of the final feature map that a pooled token averages: all of it, or without its border."""
+    return final if window == "all" else final[:, :, 1:-1, 1:-1]  # (B, C, H, W) or (B, C, H-2, W-2)
+
+
+def hidden_states(tower: nn.Module, config: VisionConfig) -> tuple[int, ...]:
+    """The hidden states to read, counted from 0. -1 is the last layer's output, -2 the one before, as in transformers."""
+    trunk = getattr(tower, "trunk", None)
+    depth = len(tower.transformer.resblocks) if trunk is None else len(trunk.feature_info)  # type: ignore[union-attr]
+    return tuple(layer + depth if layer < 0 else layer for layer in config.features)
+
+
+def _drop_unread_layers(tower: nn.Module, last: int) -> None:
+    """A ViT read at its second to last layer needs neither its last layer nor its head: save their memory."""
+    if hasattr(tower, "trunk"):
+        return
+    tower.transformer.resblocks = tower.transformer.resblocks[: last + 1]  # type: ignore[union-attr, index]
+    tower.ln_post, tower.proj = nn.Identity(), None
+
+
+def _fit(image: Image.Image, config: VisionConfig) -> Image.Image:
+    """Bring a picture to S x S: stretched, cropped to its centre square, or padded to a square with the mean."""
+    size = config.image_size
+    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    box = None
+    if config.resize == "crop":
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+    elif config.resize == "pad":
+        side = max(image.size)
+        square = Image.new("RGB", (side, side), tuple(round(255 * m) for m in config.mean))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = square
+    return image.resize((size, size), filters[config.interpolation], box=box)

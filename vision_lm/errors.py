@@ -1,0 +1,27 @@
+"""The one family of errors. Every message is one line: what was given, what is allowed, what to do."""
+
+from __future__ import annotations
+
+
+class VisionLMError(Exception):
+    """Anything the caller can put right. The command line prints it in one line and exits 2."""
+
+
+class ImageError(VisionLMError):
+    """A picture that cannot be opened, or that is over a limit."""
+
+
+class RequestError(VisionLMError):
+    """A question, prompt or sampling setting that cannot be answered."""
+
+
+class CheckpointError(VisionLMError):
+    """A checkpoint that is missing, damaged, or does not fit its config."""
+
+
+class DataError(VisionLMError):
+    """A training or evaluation file with a bad line; the message names the file and the line."""
+
+
+class TrainingError(VisionLMError):
+    """A recipe or a resumed run that cannot go on as asked."""

@@ -1,0 +1,1 @@
+"""Other projects' layouts in: what they publish, as our configs and tensors."""

@@ -1,0 +1,148 @@
+"""From a conversation to token ids: where the image tokens go, what is asked, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vision_lm.config import PromptConfig
+from vision_lm.errors import RequestError
+
+MAX_QUESTION_CHARACTERS = 8_000
+PLACEHOLDER = "<image>"
+CaptionLength = Literal["short", "normal", "long"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question with the pictures that come with it, and the answer where it is already given."""
+
+    question: str
+    images: tuple[Any, ...] = ()
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids with a run of `image_token_id` for every picture, in order."""
+
+    ids: list[int]  # (T,)
+    images: tuple[Any, ...] = field(default=())
+
+
+class PromptBuilder:
+    """Turns conversations into prompts for one checkpoint's tokenizer and template."""
+
+    def __init__(self, tokenizer: Any, config: PromptConfig, tokens_per_image: int) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self.tokens_per_image = tokens_per_image
+        # Special tokens typed by a user are ordinary text: nobody ends the model's turn from inside a question.
+        tokenizer.encode_special_tokens = True
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def caption_question(self, length: CaptionLength) -> str:
+        """The request that stands for a caption of this length."""
+        requests = {
+            "short": self.config.caption_short,
+            "normal": self.config.caption_normal,
+            "long": self.config.caption_long,
+        }
+        if length not in requests:
+            raise RequestError(f"caption length {length!r} is unknown; choose short, normal or long")
+        return requests[length]
+
+    def question_ids(self, turn: Turn) -> list[int]:
+        """Image tokens, then the question, up to where the answer begins."""
+        image_ids = [self.config.image_token_id] * (self.tokens_per_image * len(turn.images))
+        return image_ids + self.encode(self.config.question.format(question=check_question(turn.question)))
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """The answer and the token that ends it."""
+        return self.encode(self.config.answer.format(answer=answer)) + [self.config.eos_token_id]
+
+    def build(self, turns: Sequence[Turn]) -> Prompt:
+        """A prompt that ends where the last turn's answer begins."""
+        if not turns:
+            raise RequestError("the conversation is empty; give at least one question")
+        ids: list[int] = []
+        images: list[Any] = []
+        for position, turn in enumerate(turns):
+            ids += self.question_ids(turn)
+            images += turn.images
+            if position < len(turns) - 1:
+                if turn.answer is None:
+                    raise RequestError(
+                        "a question in the middle of the conversation has no answer; roles alternate user, assistant"
+                    )
+                ids += self.answer_ids(turn.answer)
+        return Prompt(ids, tuple(images))
+
+
+def check_question(question: str) -> str:
+    """A stripped question, or a RequestError that says what is wrong with it."""
+    if not isinstance(question, str):
+        raise RequestError(f"the question is {type(question).__name__}, not text; give a string")
+    stripped = question.strip()
+    if not stripped:
+        raise RequestError("the question is empty; write what you want to know about the image")
+    if len(stripped) > MAX_QUESTION_CHARACTERS:
+        raise RequestError(
+            f"the question has {len(stripped):,} characters, at most {MAX_QUESTION_CHARACTERS:,} are allowed; shorten it"
+        )
+    if PLACEHOLDER in stripped:
+        raise RequestError(
+            f"the question contains {PLACEHOLDER!r}, which marks a picture's place; leave it out and give pictures as images"
+        )
+    return stripped
+
+
+def turns_from_messages(messages: Sequence[dict[str, Any]]) -> list[Turn]:
+    """Chat messages in the common layout -> turns.
+
+    A message is `{"role": "user"|"assistant", "content": text or parts}`; a part is text,
+    `{"type": "text", "text": ...}` or `{"type": "image", "image": source}`.
+    """
+    turns: list[Turn] = []
+    for number, message in enumerate(messages, start=1):
+        role, content = message.get("role"), message.get("content")
+        expected = "user" if number % 2 else "assistant"
+        if role != expected:
+            raise RequestError(
+                f"message {number} has role {role!r}, expected {expected!r}; roles alternate, beginning with user"
+            )
+        texts, images = _parts(content, number)
+        if role == "user":
+            turns.append(Turn(" ".join(texts), tuple(images)))
+        elif images:
+            raise RequestError(
+                f"message {number} is the assistant's and holds an image; only user messages may"
+            )
+        else:
+            turns[-1] = Turn(turns[-1].question, turns[-1].images, " ".join(texts))
+    if turns and turns[-1].answer is not None:
+        raise RequestError("the last message is the assistant's; end with a user message to be answered")
+    return turns
+
+
+def _parts(content: Any, number: int) -> tuple[list[str], list[Any]]:
+    texts: list[str] = []
+    images: list[Any] = []
+    for part in [content] if isinstance(content, (str, dict)) else content or ():
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif isinstance(part, dict) and part.get("type") == "image" and "image" in part:
+            images.append(part["image"])
+        else:
+            raise RequestError(
+                f"message {number} has a part that is neither text nor image: {str(part)[:60]!r}"
+            )
+    return texts, images
