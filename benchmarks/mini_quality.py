@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 import vision_lm
+from projector.calibrate import calibration_error, reported_part
 from projector.data import easy_vqa
 from projector.data.caption_objects import named_things
 from projector.data.corpus import CAPTION_REQUESTS
@@ -52,6 +53,7 @@ class Score:
     low: float
     high: float
     blind: float | None
+    calibration_error: float
 
 
 def main() -> None:
@@ -97,18 +99,21 @@ def measure(vlm: VisionLM, items: Sequence[Item], priors: dict[str, str] | None)
     replies = vlm.ask([item.image for item in items], [item.question for item in items])
     right: dict[str, list[bool]] = defaultdict(list)
     blind: dict[str, list[bool]] = defaultdict(list)
+    sure: dict[str, list[float]] = defaultdict(list)
     for item, reply in zip(items, replies, strict=True):
         if not isinstance(reply, Answer):
             raise reply
         for kind in (item.kind, "all"):
             right[kind].append(_plain(reply.text) in item.answers)
+            sure[kind].append(reply.confidence)
             if priors is not None:
                 blind[kind].append(priors.get(_plain(item.question), "yes") in item.answers)
     scores = []
     for kind in sorted(right, key=lambda kind: (kind == "all", kind)):
         low, high = interval(right[kind])
         guess = float(np.mean(blind[kind])) if priors is not None else None
-        scores.append(Score(kind, len(right[kind]), float(np.mean(right[kind])), low, high, guess))
+        error = calibration_error(np.array(sure[kind]), np.array(right[kind]))
+        scores.append(Score(kind, len(right[kind]), float(np.mean(right[kind])), low, high, guess, error))
     return scores
 
 
@@ -121,8 +126,10 @@ def interval(right: Sequence[bool]) -> tuple[float, float]:
 
 
 def captions(vlm: VisionLM, path: Path, limit: int) -> dict[str, dict[str, float]]:
-    """Of the things that captions name, the share that the true long caption names too; and of the true ones, the share named."""
-    samples = [s for s in iter_jsonl(path) if any(t.kind == "caption" for t in s.turns)][:limit]
+    """Of the things that captions name, the share that is there; of those that should be named, the share that is."""
+    samples = [s for s in reported_part(list(iter_jsonl(path))) if any(t.kind == "caption" for t in s.turns)][
+        :limit
+    ]
     vocabulary = {t.answer.split(" ", 1)[-1] for s in samples for t in s.turns if t.kind == "list"}
     result = {}
     for length, request in CAPTION_REQUESTS.items():
@@ -157,7 +164,7 @@ def _item(question: easy_vqa.Question) -> Item:
 def _questions(path: Path) -> list[Item]:
     return [
         Item(sample.images[0], turn.question, frozenset([_plain(turn.answer)]), turn.kind)
-        for sample in iter_jsonl(path)
+        for sample in reported_part(list(iter_jsonl(path)))
         for turn in sample.turns
         if turn.kind != "caption"
     ]
@@ -171,7 +178,7 @@ def _names(data: Path, path: Path) -> list[Item]:
         aliases[picture.name] |= {picture.name, *picture.aliases}
     trained = {picture.name for picture in pictures if picture.style != "fluent-flat"}
     items = []
-    for sample in iter_jsonl(path):
+    for sample in reported_part(list(iter_jsonl(path))):
         name = _bare(next(turn.answer for turn in sample.turns if turn.kind == "name"))
         if name in trained:
             items.append(

@@ -51,7 +51,10 @@ class Packed:
 
 
 def pack_sample(sample: Sample, prompts: PromptBuilder, max_tokens: int) -> Row:
-    """Lay out one sample: the pictures once, then its turns, each its own segment unless they are one dialogue."""
+    """Lay out one sample: the pictures once, then its turns, each its own segment unless they are one dialogue.
+
+    A turn that no longer fits is left out, and with it the rest of a dialogue.
+    """
     picture = prompts.config.image_token_id
     prefix = [picture] * (prompts.tokens_per_image * len(sample.images))
     ids, positions = list(prefix), list(range(len(prefix)))
@@ -62,7 +65,9 @@ def pack_sample(sample: Sample, prompts: PromptBuilder, max_tokens: int) -> Row:
         answer = prompts.answer_ids(turn.answer)
         turn_ids = question + answer
         if len(ids) + len(turn_ids) > max_tokens and number > 1:
-            break
+            if sample.linked:
+                break
+            continue
         start = position if sample.linked else len(prefix)
         ids += turn_ids
         positions += range(start, start + len(turn_ids))

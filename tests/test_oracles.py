@@ -185,12 +185,14 @@ def test_logits_and_greedy_tokens_equal_phi(layout: str) -> None:
 
 
 def test_float16_scores_do_not_overflow() -> None:
-    """Phi-2's attention scores pass 65,504 (transformers #28163): in float16 they must still give the right mix."""
+    """Phi-2's attention scores pass 65,504 (transformers #28163): in float16 they must still mix the values right."""
     torch.manual_seed(5)
-    queries, keys, values = (100 * torch.randn(1, 2, 6, 80).half() for _ in range(3))
+    queries = (60 + torch.randn(1, 2, 6, 80)).half()
+    keys = (60 + 0.03 * torch.randn(1, 2, 6, 80)).half()
+    values = torch.randn(1, 2, 6, 80).half()
     scores = queries.double() @ keys.double().transpose(-1, -2)
-    assert scores.abs().max() > 65_504
-    causal = torch.ones(6, 6, dtype=torch.bool).tril()
-    weights = (scores / 80**0.5).masked_fill(~causal, -torch.inf).softmax(-1)
-    mixed = attend(queries, keys, values, None, causal=True)
-    torch.testing.assert_close(mixed.double(), weights @ values.double(), atol=0.2, rtol=1e-3)
+    assert scores.min() > 65_504
+    weights = (scores / 80**0.5).softmax(-1)
+    assert 0.02 < weights.median() < 0.3
+    mixed = attend(queries, keys, values, None, causal=False)
+    torch.testing.assert_close(mixed.double(), weights @ values.double(), atol=0.01, rtol=0.01)

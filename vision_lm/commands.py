@@ -102,9 +102,11 @@ def train(options: argparse.Namespace) -> int:
 def data(options: argparse.Namespace) -> int:
     """Fetch the packages of the training data and build what training reads."""
     with _extra("data"):
-        from projector.data.registries import main as run
+        from projector.data.build import build
 
-    return run(["--out", str(options.out)])
+        build(options.out)
+    print(f"{options.out}: built")
+    return 0
 
 
 def info(options: argparse.Namespace) -> int:

