@@ -31,6 +31,7 @@ from projector.data.pictures import load_pictures
 from projector.data.samples import iter_jsonl
 from vision_lm.answer import Answer
 from vision_lm.model import VisionLM
+from vision_lm.prompts import CaptionLength
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def interval(right: Sequence[bool]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def captions(vlm: VisionLM, path: Path, limit: int) -> dict[str, dict[str, float]]:
+def captions(vlm: VisionLM, path: Path, limit: int) -> dict[CaptionLength, dict[str, float]]:
     """Of the things that captions name, the share that is there; of those that should be named, the share that is."""
     samples = [s for s in reported_part(list(iter_jsonl(path))) if any(t.kind == "caption" for t in s.turns)][
         :limit
@@ -133,7 +134,7 @@ def captions(vlm: VisionLM, path: Path, limit: int) -> dict[str, dict[str, float
     vocabulary = {t.answer.split(" ", 1)[-1] for s in samples for t in s.turns if t.kind == "list"}
     result = {}
     for length, request in CAPTION_REQUESTS.items():
-        replies = vlm.caption([sample.images[0] for sample in samples], length=length)  # type: ignore[arg-type]
+        replies = vlm.caption([sample.images[0] for sample in samples], length=length)
         named = true = wanted = found = 0
         for sample, reply in zip(samples, replies, strict=True):
             if not isinstance(reply, Answer):

@@ -28,11 +28,15 @@ HELD_OUT = ("scenes.jsonl", "drawings.jsonl")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="the checkpoint folder; its config.json is rewritten")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="the checkpoint folder; its config.json is rewritten"
+    )
     parser.add_argument("--data", type=Path, required=True)
     arguments = parser.parse_args()
     checkpoint = read_checkpoint(arguments.model)
-    plain = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, calibration=Calibration()))
+    plain = dataclasses.replace(
+        checkpoint, config=dataclasses.replace(checkpoint.config, calibration=Calibration())
+    )
     vlm = VisionLM(plain)
     asked = [
         (sample.images[0], turn)

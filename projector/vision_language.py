@@ -15,9 +15,7 @@ from vision_lm.encoder import Features, ImageEncoder
 class VisionLanguage(nn.Module):
     """encoder -> projector -> spliced into the prompt -> Phi -> cross entropy on the answers."""
 
-    def __init__(
-        self, encoder: ImageEncoder, projector: Projector, phi: nn.Module, image_token_id: int
-    ) -> None:
+    def __init__(self, encoder: ImageEncoder, projector: Projector, phi: Any, image_token_id: int) -> None:
         super().__init__()
         self.encoder, self.projector, self.phi = encoder, projector, phi
         self.image_token_id = image_token_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.tower = build_tower(config)
+        self.tower: Any = build_tower(config)  # open_clip's towers have no common type
         self.layers = hidden_states(self.tower, config)
         if not config.pooled:
             _drop_unread_layers(self.tower, max(self.layers))
@@ -38,7 +39,8 @@ class ImageEncoder(nn.Module):
         pixels = np.asarray(_fit(image, self.config), dtype=np.float32) / 255.0  # (S, S, 3)
         if pixels.shape != (size, size, 3):
             raise ValueError(f"expected an RGB picture, found shape {pixels.shape}")
-        pixels = (pixels - np.float32(self.config.mean)) / np.float32(self.config.std)
+        mean, std = (np.asarray(values, dtype=np.float32) for values in (self.config.mean, self.config.std))
+        pixels = (pixels - mean) / std
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (3, S, S)
 
     def forward(self, pixels: Tensor) -> Features:
@@ -87,18 +89,18 @@ def _window(final: Tensor, window: str) -> Tensor:
     return final if window == "all" else final[:, :, 1:-1, 1:-1]  # (B, C, H, W) or (B, C, H-2, W-2)
 
 
-def hidden_states(tower: nn.Module, config: VisionConfig) -> tuple[int, ...]:
+def hidden_states(tower: Any, config: VisionConfig) -> tuple[int, ...]:
     """The hidden states to read, counted from 0. -1 is the last layer's output, -2 the one before, as in transformers."""
     trunk = getattr(tower, "trunk", None)
-    depth = len(tower.transformer.resblocks) if trunk is None else len(trunk.feature_info)  # type: ignore[union-attr]
+    depth = len(tower.transformer.resblocks) if trunk is None else len(trunk.feature_info)
     return tuple(layer + depth if layer < 0 else layer for layer in config.features)
 
 
-def _drop_unread_layers(tower: nn.Module, last: int) -> None:
+def _drop_unread_layers(tower: Any, last: int) -> None:
     """A ViT read at its second to last layer needs neither its last layer nor its head: save their memory."""
     if hasattr(tower, "trunk"):
         return
-    tower.transformer.resblocks = tower.transformer.resblocks[: last + 1]  # type: ignore[union-attr, index]
+    tower.transformer.resblocks = tower.transformer.resblocks[: last + 1]
     tower.ln_post, tower.proj = nn.Identity(), None
 
 

@@ -25,15 +25,16 @@ from tqdm import tqdm
 from projector.data import drawings, easy_vqa, scenes
 from projector.data.pictures import STYLES, Picture, load_pictures
 from projector.data.samples import Sample, Turn, write_jsonl
-from projector.data.scenes import Sprite
+from projector.data.scenes import HeldOut, Sprite
 from vision_lm.config import PromptConfig
+from vision_lm.prompts import CaptionLength
 
 HELD_OUT_STYLE = "fluent-flat"
 UNIT = 200  # pictures to a unit of work
 SIZE = 256  # pixels a side
 CAPTION_SHARE = 0.7  # of the scenes that carry captions beside their questions
 _PROMPT = PromptConfig(image_token_id=0, eos_token_id=0)
-CAPTION_REQUESTS = {
+CAPTION_REQUESTS: dict[CaptionLength, str] = {
     "short": _PROMPT.caption_short,
     "normal": _PROMPT.caption_normal,
     "long": _PROMPT.caption_long,
@@ -102,7 +103,7 @@ def _units(
     folder: Path,
     root: Path,
     styles: Sequence[str],
-    pairs: str,
+    pairs: HeldOut,
     name: str,
 ) -> list[Callable[[], list[Sample]]]:
     starts = range(0, count, UNIT)
@@ -112,7 +113,7 @@ def _units(
 
 
 def _scenes(
-    folder: Path, root: Path, styles: Sequence[str], pairs: str, name: str, start: int, count: int
+    folder: Path, root: Path, styles: Sequence[str], pairs: HeldOut, name: str, start: int, count: int
 ) -> list[Sample]:
     """One unit of scenes: pictures written, their samples returned."""
     rng = random.Random(f"scenes/{name}/{start}")
@@ -123,7 +124,7 @@ def _scenes(
     samples: list[Sample] = []
     for number in range(start, start + count):
         chosen = rng.sample(cut_outs, min(8, len(cut_outs))) if rng.random() < 0.55 else []
-        scene, picture = scenes.compose(rng, size=SIZE, sprites=chosen, held_out_pairs=pairs)  # type: ignore[arg-type]
+        scene, picture = scenes.compose(rng, size=SIZE, sprites=chosen, held_out_pairs=pairs)
         path = folder / f"{number:06d}.png"
         picture.save(path, compress_level=1)
         asked = scenes.questions(scene, rng, 14, absent_names=rng.sample(names, min(20, len(names))))
@@ -132,7 +133,7 @@ def _scenes(
             turns += [
                 Turn(CAPTION_REQUESTS[length], scenes.caption(scene, length, rng), "caption")
                 for length in CAPTION_REQUESTS
-            ]  # type: ignore[arg-type]
+            ]
         samples.append(Sample((path,), tuple(turns)))
         chat = scenes.dialogue(scene, rng)
         if len(chat) > 1:

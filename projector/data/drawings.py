@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from projector.data.pictures import Picture
 from projector.data.samples import Turn
 from projector.data.scene_grammar import with_article
+from vision_lm.prompts import CaptionLength
 
 _WHAT = (
     "What is this?",
@@ -59,7 +60,7 @@ def place(cut_out: Image.Image, size: int, rng: random.Random, *, plain: bool = 
 
 
 def turns(
-    picture: Picture, others: Sequence[Picture], requests: Mapping[str, str], rng: random.Random
+    picture: Picture, others: Sequence[Picture], requests: Mapping[CaptionLength, str], rng: random.Random
 ) -> list[Turn]:
     """What it is, whether it is this or that, and captions."""
     name = with_article(picture.name)

@@ -59,7 +59,7 @@ def create_mini(root: Path, out: Path, seed: int = 0) -> None:
     tokenizer = learn_tokenizer(corpus_text(root / "corpus", lender))
     prompt = PromptConfig(
         image_token_id=VOCABULARY - 1,
-        eos_token_id=tokenizer.token_to_id(END),
+        eos_token_id=0,  # END: special tokens are numbered first
         question="{question}\n",
         answer="{answer}",
     )
@@ -72,10 +72,10 @@ def create_mini(root: Path, out: Path, seed: int = 0) -> None:
     config = Config("mini", VISION, projector, text, prompt, dtype="float16")
     fresh = Projector(**dataclasses.asdict(projector))
     with torch.no_grad():
-        fresh.patches[0].weight.div_(FEATURE_SPREAD)
-        if fresh.pooled is not None:
-            fresh.pooled[0].weight.mul_(EVIDENCE_GAIN)
-    modules = {"encoder.": encoder, "projector.": fresh, "phi.": build_phi(text)}
+        state = fresh.state_dict()  # shares the weights
+        state["patches.0.weight"].div_(FEATURE_SPREAD)
+        state["pooled.0.weight"].mul_(EVIDENCE_GAIN)
+    modules: dict[str, torch.nn.Module] = {"encoder.": encoder, "projector.": fresh, "phi.": build_phi(text)}
     tensors = {
         prefix + name: stored(name, t)
         for prefix, module in modules.items()
@@ -99,7 +99,9 @@ def imagenet_weights(folder: Path) -> dict[str, Tensor]:
 
 def from_lukemelas(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The package's tensor names -> timm's. Both list a network's blocks in the same order."""
-    blocks = list(dict.fromkeys(".".join(name.split(".")[:3]) for name in target if name.startswith("blocks.")))
+    blocks = list(
+        dict.fromkeys(".".join(name.split(".")[:3]) for name in target if name.startswith("blocks."))
+    )
     renamed: dict[str, Tensor] = {}
     top = {
         "_conv_stem": "conv_stem",
