@@ -9,7 +9,7 @@ BIN := .venv/bin
 .PHONY: run test lint clean
 
 run: .venv/installed
-	$(BIN)/vision-lm caption demo/examples/cat.jpg
+	$(BIN)/vision-lm caption demo/examples/cat.jpg --length short
 	$(BIN)/vision-lm ask demo/examples/cat.jpg "Is there a dog?"
 
 test: .venv/installed-test

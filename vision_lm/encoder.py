@@ -113,9 +113,11 @@ def _fit(image: Image.Image, config: VisionConfig) -> Image.Image:
         side = min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         box = (left, top, left + side, top + side)
-    elif config.resize == "pad":
-        side = max(image.size)
-        square = Image.new("RGB", (side, side), tuple(round(255 * m) for m in config.mean))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
+    elif config.resize == "pad":  # scaled first: a square around a 1 x 50,000 picture would fill the memory
+        scale = size / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        square = Image.new("RGB", (size, size), tuple(round(255 * m) for m in config.mean))
+        scaled = image.resize((width, height), filters[config.interpolation])
+        square.paste(scaled, ((size - width) // 2, (size - height) // 2))
+        return square
     return image.resize((size, size), filters[config.interpolation], box=box)

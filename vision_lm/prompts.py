@@ -111,6 +111,10 @@ def turns_from_messages(messages: Sequence[dict[str, Any]]) -> list[Turn]:
     """
     turns: list[Turn] = []
     for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict):
+            raise RequestError(
+                f"message {number} is {type(message).__name__}, not a dict with role and content"
+            )
         role, content = message.get("role"), message.get("content")
         expected = "user" if number % 2 else "assistant"
         if role != expected:
@@ -134,7 +138,12 @@ def turns_from_messages(messages: Sequence[dict[str, Any]]) -> list[Turn]:
 def _parts(content: Any, number: int) -> tuple[list[str], list[Any]]:
     texts: list[str] = []
     images: list[Any] = []
-    for part in [content] if isinstance(content, (str, dict)) else content or ():
+    parts = [content] if isinstance(content, (str, dict)) else content
+    if not isinstance(parts, (list, tuple)):
+        raise RequestError(
+            f"message {number} has content of type {type(content).__name__}; give text or a list of parts"
+        )
+    for part in parts:
         if isinstance(part, str):
             texts.append(part)
         elif isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):

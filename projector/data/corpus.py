@@ -3,6 +3,7 @@
     scenes.jsonl     synthetic scenes of shapes and cut-outs: independent questions and captions
     dialogues.jsonl  the same pictures, as short follow-up chats
     drawings.jsonl   one emoji or clip-art drawing a picture, on any ground
+    textures.jsonl   busy pictures of nothing, which lend their patches to class evidence
     easy_vqa.jsonl   easy-VQA's train split
 
 Held out, under `held_out/`: scenes of other seeds and of colour-shape pairs that training never draws, and every
@@ -26,6 +27,7 @@ from projector.data import drawings, easy_vqa, scenes
 from projector.data.pictures import STYLES, Picture, load_pictures
 from projector.data.samples import Sample, Turn, write_jsonl
 from projector.data.scenes import HeldOut, Sprite
+from projector.data.textures import texture
 from vision_lm.config import PromptConfig
 from vision_lm.prompts import CaptionLength
 
@@ -47,6 +49,7 @@ class Sizes:
 
     scenes: int = 12_000
     drawings: int = 2  # pictures of each drawing
+    textures: int = 1_200
     held_out_scenes: int = 1_000  # of new seeds, and as many again of pairs never seen together
 
 
@@ -60,6 +63,10 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
             _units(_scenes, sizes.scenes, out / "scenes", root, trained, "avoid", "train"),
         ),
         (out / "drawings.jsonl", _drawing_units(root, out / "drawings", trained, sizes.drawings)),
+        (
+            out / "textures.jsonl",
+            [partial(_textures, out / "textures", start) for start in range(0, sizes.textures, UNIT)],
+        ),
         (
             out / "held_out" / "scenes.jsonl",
             _units(
@@ -169,6 +176,18 @@ def _drawings(folder: Path, root: Path, styles: Sequence[str], copies: int, star
             path = folder / f"{number:05d}-{copy}.png"
             drawings.place(cut_out, SIZE, rng, plain=copies == 1).save(path, compress_level=1)
             samples.append(Sample((path,), tuple(drawings.turns(picture, pictures, CAPTION_REQUESTS, rng))))
+    return samples
+
+
+def _textures(folder: Path, start: int) -> list[Sample]:
+    """One unit of textures; their one turn is replaced by what is said of the evidence."""
+    rng = random.Random(f"textures/{start}")
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = []
+    for number in range(start, start + UNIT):
+        path = folder / f"{number:05d}.png"
+        texture(rng, SIZE).save(path, compress_level=1)
+        samples.append(Sample((path,), (Turn("What is this?", "nothing", "name"),)))
     return samples
 
 

@@ -66,7 +66,7 @@ def load_pictures(root: Path, styles: Collection[str] | None = None) -> list[Pic
             raise DataError(f"no picture style {style!r}: there are {', '.join(STYLES)}")
     index = root / INDEX
     if not index.is_file():
-        raise DataError(f"{index} is missing: `python -m projector.data.registries --out {root}` makes it")
+        raise DataError(f"{index} is missing: `vision-lm data build --out {root}` makes it")
     pictures = []
     for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), start=1):
         try:

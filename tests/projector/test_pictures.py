@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from projector.data import clipart, clipart_titles, easy_vqa, emoji, registries
+from projector.data.build import build
 from projector.data.imagenet_names import CLASSES
 from projector.data.pictures import INDEX, STYLES, build_pictures, load_pictures
 from projector.data.rasterise import LONG_SIDE, Drawing, Renderer, rasterise
@@ -287,7 +288,7 @@ def test_a_build_names_what_it_has_and_counts_what_it_lacks(tmp_path: Path) -> N
 
 def test_a_missing_or_damaged_index_says_what_to_do(tmp_path: Path) -> None:
     """One line: the file, the line, the remedy."""
-    with pytest.raises(DataError, match="index.jsonl is missing.*projector.data.registries"):
+    with pytest.raises(DataError, match="index.jsonl is missing.*vision-lm data build"):
         load_pictures(tmp_path)
     (tmp_path / INDEX).parent.mkdir()
     (tmp_path / INDEX).write_text('{"name": "cat"}\n')
@@ -310,12 +311,12 @@ def client(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_client_that_is_missing_or_fails_is_reported_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The user reads which client, which command, and what it said; nothing half-done stays behind."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert registries.main(["--out", str(tmp_path / "data")]) == 2
-    assert capsys.readouterr().err.startswith("error: npm is not installed")
+    with pytest.raises(DataError, match="^npm is not installed"):
+        build(tmp_path / "data")
     client(tmp_path, "npm", "echo 'npm error code E404' >&2; exit 1", monkeypatch)
     with pytest.raises(DataError, match=r"`npm pack @some/thing@1.0.0` failed: npm error code E404$"):
         registries.fetch(PACKAGE, tmp_path / "data")
