@@ -118,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     built.add_argument("action", choices=("build",))
     built.add_argument("--out", required=True, type=Path, help="folder of the data")
 
+    shown = command("demo", commands.demo, "open a page on this machine to try a model in the browser")
+    shown.add_argument("--port", type=int, default=7860)
+    shown.add_argument("--model", default="mini")
+    shown.add_argument("--device", default="auto")
+
     described = command("info", commands.info, "say what a checkpoint is made of")
     described.add_argument("model", metavar="MODEL", nargs="?", default="mini")
     return parser

@@ -109,6 +109,15 @@ def data(options: argparse.Namespace) -> int:
     return 0
 
 
+def demo(options: argparse.Namespace) -> int:
+    """The Gradio page, for this machine alone."""
+    from demo.app import build
+
+    vlm = _load(options)
+    build(vlm).launch(server_name="127.0.0.1", server_port=options.port)
+    return 0
+
+
 def info(options: argparse.Namespace) -> int:
     """What a checkpoint is made of."""
     from vision_lm.checkpoint import read_checkpoint
