@@ -1,6 +1,7 @@
 """The trained projection: tower features into the language model's embedding space.
 
-LLaVA-1.5's mlp2x_gelu (arXiv 2310.03744) for the patches, and a second small one for pooled tokens.
+LLaVA-1.5's mlp2x_gelu (arXiv 2310.03744) for the patches, and a second small one for pooled tokens. A tower that
+does not tell its patches where they are (a convolutional one) gets learned position embeddings here.
 """
 
 from __future__ import annotations
@@ -19,15 +20,26 @@ class Projector(nn.Module):
         out_features: int,
         pooled_features: int = 0,
         pooled_softmax: bool = False,
+        standardise: bool = False,
+        positions: int = 0,
     ) -> None:
         super().__init__()
         self.patches = _mlp(in_features, hidden_features, out_features)
         self.pooled = _mlp(pooled_features, hidden_features, out_features) if pooled_features else None
         self.pooled_softmax = pooled_softmax
+        self.standardise = standardise
+        if standardise:
+            self.register_buffer("mean", torch.zeros(in_features))
+            self.register_buffer("spread", torch.ones(in_features))
+        self.positions = nn.Parameter(torch.zeros(positions, out_features)) if positions else None
 
     def forward(self, patches: Tensor, pooled: Tensor | None = None) -> Tensor:
         """patches (B, N, Dv), pooled (B, P, E) or None -> image tokens (B, P + N, Dt)."""
+        if self.standardise:
+            patches = (patches - self.mean) / self.spread  # (B, N, Dv)
         tokens = self.patches(patches)  # (B, N, Dt)
+        if self.positions is not None:
+            tokens = tokens + self.positions
         if self.pooled is None:
             return tokens
         if pooled is None:

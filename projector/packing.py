@@ -3,6 +3,9 @@
 The picture is encoded and attended once; every independent question sees the picture and itself, never its
 neighbours (a block mask), at the positions it would have alone. So one packed row teaches exactly what its
 questions would teach as rows of their own, at a fraction of the cost.
+
+An answer of n tokens counts as the root of n: by the token a caption would drown twenty a "yes", by the answer its
+words would hardly be learnt (square averaging, InternVL 2.5, arXiv 2412.05271).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ class Row:
     positions: list[int]
     segments: list[int]
     labels: list[int]
+    weights: list[float]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Packed:
     positions: Tensor  # (B, T)
     segments: Tensor  # (B, T)
     labels: Tensor  # (B, T): the token to predict AT this position's output, or IGNORED
+    weights: Tensor  # (B, T): how much that token counts
 
     def attention_mask(self) -> Tensor:
         """(B, 1, T, T), added to the scores: causal, within the own segment or on the shared picture."""
@@ -58,7 +63,7 @@ def pack_sample(sample: Sample, prompts: PromptBuilder, max_tokens: int) -> Row:
     picture = prompts.config.image_token_id
     prefix = [picture] * (prompts.tokens_per_image * len(sample.images))
     ids, positions = list(prefix), list(range(len(prefix)))
-    segments, labels = [SHARED] * len(prefix), [IGNORED] * len(prefix)
+    segments, labels, weights = [SHARED] * len(prefix), [IGNORED] * len(prefix), [0.0] * len(prefix)
     position = len(prefix)
     for number, turn in enumerate(sample.turns, start=1):
         question = prompts.question_ids(Turn(turn.question))
@@ -74,18 +79,24 @@ def pack_sample(sample: Sample, prompts: PromptBuilder, max_tokens: int) -> Row:
         segments += [1 if sample.linked else number] * len(turn_ids)
         # The output at the question's last token predicts the answer's first.
         labels += [IGNORED] * (len(question) - 1) + answer + [IGNORED]
+        weights += [len(answer) ** -0.5] * len(turn_ids)
         position = start + len(turn_ids)
-    return Row(ids[:max_tokens], positions[:max_tokens], segments[:max_tokens], labels[:max_tokens])
+    columns = (ids, positions, segments, labels, weights)
+    return Row(*(column[:max_tokens] for column in columns))  # type: ignore[arg-type]
 
 
 def collate(rows: Sequence[Row]) -> Packed:
     """Pad rows to one length."""
     length = max(len(row.ids) for row in rows)
 
-    def padded(name: str, value: int) -> Tensor:
+    def padded(name: str, value: float) -> Tensor:
         lists = [getattr(row, name) for row in rows]
         return torch.tensor([values + [value] * (length - len(values)) for values in lists])
 
     return Packed(
-        padded("ids", 0), padded("positions", 0), padded("segments", PADDING), padded("labels", IGNORED)
+        ids=padded("ids", 0),
+        positions=padded("positions", 0),
+        segments=padded("segments", PADDING),
+        labels=padded("labels", IGNORED),
+        weights=padded("weights", 0.0),
     )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from projector.assemble import open_for_training, save_trained
@@ -19,6 +19,7 @@ from projector.batches import BatchMaker
 from projector.data.samples import BadRecords, reject
 from projector.feature_cache import FeatureCache
 from projector.mixture import read_mixture
+from projector.optimizer import build_optimizers, cosine
 from projector.recipe import Recipe
 from projector.vision_language import VisionLanguage
 from vision_lm.checkpoint import read_checkpoint
@@ -93,13 +94,10 @@ class Run:
         tokens = tokens_per_image(model, cache)
         prompts = PromptBuilder(self.checkpoint.tokenizer, self.checkpoint.config.prompt, tokens)
         self.batches = BatchMaker(mixture, prompts, model.encoder, cache, recipe.max_tokens, bad)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, recipe), lr=recipe.learning_rate, betas=(0.9, 0.98)
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, recipe))
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.schedule = schedule
-        accelerator.register_for_checkpointing(schedule)
+        optimizers = build_optimizers(model, recipe)
+        self.schedules = [LambdaLR(optimizer, lambda step: cosine(step, recipe)) for optimizer in optimizers]
+        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        accelerator.register_for_checkpointing(*self.schedules)
         self.step = 0
         self.state_folder = Path(recipe.out) / STATE
 
@@ -121,10 +119,9 @@ class Run:
             progress.update()
             if self.step % recipe.log_every == 0 or self.step == recipe.steps:
                 mean = sum(recent) / len(recent)
-                progress.set_postfix(loss=f"{mean:.4f}", lr=f"{self.schedule.get_last_lr()[0]:.1e}")
-                accelerator.log(
-                    {"loss": mean, "learning_rate": self.schedule.get_last_lr()[0]}, step=self.step
-                )
+                learning_rate = self.schedules[0].get_last_lr()[0]
+                progress.set_postfix(loss=f"{mean:.4f}", lr=f"{learning_rate:.1e}")
+                accelerator.log({"loss": mean, "learning_rate": learning_rate}, step=self.step)
                 recent = []
             if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                 self.save()
@@ -148,9 +145,10 @@ class Run:
                 f"the loss became {total} at step {self.step}; lower learning_rate or look at the data"
             )
         accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
         self.step += 1
         return total / recipe.accumulate
 
@@ -191,31 +189,6 @@ class Run:
         recipe, accelerator = self.recipe, self.accelerator
         batch = (self.step * recipe.accumulate + part) * accelerator.num_processes + accelerator.process_index
         return range(batch * recipe.batch_size, (batch + 1) * recipe.batch_size)
-
-
-def parameter_groups(model: VisionLanguage, recipe: Recipe) -> list[dict[str, Any]]:
-    """Trainable parameters; the tower learns slower, and neither norms nor biases are decayed."""
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith("encoder."), parameter.ndim >= 2), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": recipe.tower_learning_rate if in_tower else recipe.learning_rate,
-            "weight_decay": recipe.weight_decay if is_matrix else 0.0,
-        }
-        for (in_tower, is_matrix), parameters in groups.items()
-    ]
-
-
-def cosine(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
-    warmup = max(1, round(recipe.warmup * recipe.steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, recipe.steps - warmup))
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:

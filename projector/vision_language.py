@@ -21,7 +21,7 @@ class VisionLanguage(nn.Module):
         self.image_token_id = image_token_id
 
     def forward(self, batch: Packed, pixels: Tensor | None, features: Features | None) -> Tensor:
-        """Mean loss over the answer tokens; pictures as pixels (I, 3, S, S), as cached features, or none at all."""
+        """Weighted mean loss of the answer tokens; pictures as pixels (I, 3, S, S), as cached features, or none at all."""
         causal_lm: Any = self.phi.get_base_model() if hasattr(self.phi, "get_base_model") else self.phi
         embeddings = causal_lm.get_input_embeddings()(batch.ids)  # (B, T, Dt)
         if pixels is not None:
@@ -37,7 +37,9 @@ class VisionLanguage(nn.Module):
         ).last_hidden_state  # (B, T, Dt)
         answered = batch.labels != IGNORED
         logits = causal_lm.lm_head(hidden[answered])  # (answer tokens, V): the head runs where it is needed
-        return F.cross_entropy(logits.float(), batch.labels[answered])
+        losses = F.cross_entropy(logits.float(), batch.labels[answered], reduction="none")  # (answer tokens,)
+        weights = batch.weights[answered]
+        return (losses * weights).sum() / weights.sum()
 
 
 def splice(embeddings: Tensor, places: Tensor, tokens: Tensor) -> Tensor:

@@ -163,12 +163,15 @@ def random_checkpoint(vision: VisionConfig, text: TextConfig | None = None, seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = settled(ImageEncoder(vision))
+        patches, width = feature_width(encoder)
         projector_config = ProjectorConfig(
-            in_features=feature_width(encoder)[1],
+            in_features=width,
             hidden_features=48,
             out_features=text.hidden_size,
             pooled_features=vision.embed_dim if vision.pooled else 0,
             pooled_softmax=bool(vision.pooled),
+            standardise=bool(vision.pooled),
+            positions=patches if vision.pooled else 0,
         )
         modules = {
             "encoder": encoder,

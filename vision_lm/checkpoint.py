@@ -67,9 +67,15 @@ def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     tokenizer = read_tokenizer(folder / TOKENIZER)
     _check_tokenizer(tokenizer, config, folder / TOKENIZER)
     checkpoint = Checkpoint(config, read_tensors(folder), tokenizer)
-    given, width = config.projector.in_features, checkpoint.patch_layout[1]
-    if given != width:
-        raise CheckpointError(f"{folder}: projector.in_features is {given}, but the patches are {width} wide")
+    given, (patches, width) = config.projector, checkpoint.patch_layout
+    if given.in_features != width:
+        raise CheckpointError(
+            f"{folder}: projector.in_features is {given.in_features}, but the patches are {width} wide"
+        )
+    if given.positions not in (0, patches):
+        raise CheckpointError(
+            f"{folder}: projector.positions is {given.positions}, but there are {patches} patches"
+        )
     check_tensors(checkpoint.tensors, expected_tensors(config), folder)
     return checkpoint
 

@@ -48,7 +48,7 @@ class Sizes:
     """How many pictures of each sort."""
 
     scenes: int = 12_000
-    drawings: int = 2  # pictures of each drawing
+    drawings: int = 3  # pictures of each drawing
     textures: int = 1_200
     held_out_scenes: int = 1_000  # of new seeds, and as many again of pairs never seen together
 

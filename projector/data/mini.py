@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -20,11 +21,13 @@ from vision_lm.checkpoint import write_checkpoint
 from vision_lm.config import Config, ProjectorConfig, PromptConfig, TextConfig, VisionConfig
 from vision_lm.encoder import ImageEncoder, feature_width
 from vision_lm.errors import DataError
+from vision_lm.images import open_image
 from vision_lm.phi import build_phi
 
 VOCABULARY = 4096  # embedding rows; the tokenizer leaves the last one free for the image placeholder
 WIDTH, LAYERS = 256, 5
-FEATURE_SPREAD = 5.0  # standard deviation of the tower's features: the projector starts as if it were 1
+MEASURED = 400  # pictures, whose features give the projector their means and spreads
+PLACE_GAIN = 0.15  # of the position embeddings' start: about as large as a projected patch
 EVIDENCE_GAIN = 20.0  # a thousand probabilities are small numbers: without it they are learnt last, if at all
 END = "<|endoftext|>"
 VISION = VisionConfig(
@@ -54,7 +57,7 @@ def create_mini(root: Path, out: Path, seed: int = 0) -> None:
         from_lukemelas(weights, encoder.tower.trunk.state_dict()), strict=True
     )
     encoder.eval()
-    _, width = feature_width(encoder)
+    patches, width = feature_width(encoder)
     lender = EvidenceLender(encoder.tower.trunk.classifier.weight, PromptConfig(0, 0))
     tokenizer = learn_tokenizer(corpus_text(root / "corpus", lender))
     prompt = PromptConfig(
@@ -64,7 +67,13 @@ def create_mini(root: Path, out: Path, seed: int = 0) -> None:
         answer="{answer}",
     )
     projector = ProjectorConfig(
-        width, 2 * WIDTH, WIDTH, pooled_features=VISION.embed_dim, pooled_softmax=True
+        width,
+        2 * WIDTH,
+        WIDTH,
+        pooled_features=VISION.embed_dim,
+        pooled_softmax=True,
+        standardise=True,
+        positions=patches,
     )
     text = TextConfig(
         VOCABULARY, WIDTH, 4 * WIDTH, LAYERS, WIDTH // 64, WIDTH // 64, max_position_embeddings=2048
@@ -73,7 +82,10 @@ def create_mini(root: Path, out: Path, seed: int = 0) -> None:
     fresh = Projector(**dataclasses.asdict(projector))
     with torch.no_grad():
         state = fresh.state_dict()  # shares the weights
-        state["patches.0.weight"].div_(FEATURE_SPREAD)
+        spread, mean = torch.std_mean(sampled_features(encoder, root / "corpus"), dim=0)  # (Dv,)
+        state["mean"].copy_(mean)
+        state["spread"].copy_(spread.clamp(min=1e-3))
+        state["positions"].copy_(PLACE_GAIN * places(round(patches**0.5), WIDTH))
         state["pooled.0.weight"].mul_(EVIDENCE_GAIN)
     modules: dict[str, torch.nn.Module] = {"encoder.": encoder, "projector.": fresh, "phi.": build_phi(text)}
     tensors = {
@@ -82,6 +94,27 @@ def create_mini(root: Path, out: Path, seed: int = 0) -> None:
         for name, t in module.state_dict().items()
     }
     write_checkpoint(out, config, tensors, tokenizer)
+
+
+def sampled_features(encoder: ImageEncoder, corpus: Path) -> Tensor:
+    """Patch features (M, Dv) of some of the corpus's pictures."""
+    rng = random.Random(0)
+    pictures = sorted({path for file in corpus.glob("*.jsonl") for s in iter_jsonl(file) for path in s.images})
+    chosen = rng.sample(pictures, min(MEASURED, len(pictures)))
+    features = [
+        encoder(torch.stack([encoder.preprocess(open_image(path)) for path in chosen[start : start + 50]])).patches
+        for start in range(0, len(chosen), 50)
+    ]
+    return torch.cat(features).flatten(0, 1)
+
+
+def places(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column, (side * side, width): after Vaswani et al. 2017, in two dimensions."""
+    frequencies = math.pi / 2 * torch.logspace(0, -1, width // 4)  # a quarter turn a patch, down to a fortieth
+    angles = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
+    one = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
+    rows, columns = one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
 def stored(name: str, tensor: Tensor) -> Tensor:

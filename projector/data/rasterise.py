@@ -13,8 +13,11 @@ from typing import Self
 import resvg_py
 from PIL import Image
 
+from vision_lm.errors import DataError
+
 LONG_SIDE = 256  # pixels, of the trimmed picture
 SECONDS = 10.0  # for one drawing; an ordinary one takes 0.03 s
+START_SECONDS = 120.0  # for the process itself; an idle machine takes 1
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,16 @@ class Renderer:
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
+        try:
+            ready = self._connection.poll(START_SECONDS) and self._connection.recv()
+        except (EOFError, OSError):
+            ready = False
+        if not ready:  # else every drawing would be counted as broken
+            self._stop()
+            raise DataError(
+                "the process that renders drawings does not start; a script that builds the data needs "
+                "`if __name__ == '__main__':` around what it runs"
+            )
 
     def _stop(self) -> None:
         self._connection.close()
@@ -101,7 +114,8 @@ class Renderer:
 
 
 def _serve(connection: Connection) -> None:
-    """The child process: drawings in, PNG files or None out, until the pipe is closed."""
+    """The child process: True once, then drawings in, PNG files or None out, until the pipe is closed."""
+    connection.send(True)
     while True:
         try:
             drawing = connection.recv()
