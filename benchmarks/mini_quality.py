@@ -15,12 +15,13 @@ import platform
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import vision_lm
 from projector.calibrate import calibration_error, reported_part
@@ -32,6 +33,15 @@ from projector.data.samples import iter_jsonl
 from vision_lm.answer import Answer
 from vision_lm.model import VisionLM
 from vision_lm.prompts import CaptionLength
+
+# scikit-image's photographs, with the words of which a caption must hold one.
+PHOTOGRAPHS = {
+    "chelsea": ("cat",),
+    "coffee": ("coffee", "espresso", "cup"),
+    "rocket": ("rocket", "missile", "shuttle"),
+    "astronaut": ("person", "astronaut", "space suit"),
+}
+PHOTOGRAPH_QUESTIONS = ("What is this?", "Is there a cat?", "Is there a dog?", "Is there a person?")
 
 
 @dataclass(frozen=True)
@@ -69,14 +79,17 @@ def main() -> None:
     tasks = {
         "easy-VQA test": ([_item(q) for q in easy_vqa.test()], _priors(easy_vqa.train())),
         "scenes, new seeds": (
-            _questions(corpus / "held_out" / "scenes.jsonl"),
+            questions(corpus / "held_out" / "scenes.jsonl"),
             _file_priors(corpus / "scenes.jsonl"),
         ),
         "scenes, unseen pairs": (
-            _questions(corpus / "held_out" / "pairs.jsonl"),
+            questions(corpus / "held_out" / "pairs.jsonl"),
             _file_priors(corpus / "scenes.jsonl"),
         ),
-        "drawings, unseen style": (_names(arguments.data, corpus / "held_out" / "drawings.jsonl"), None),
+        "drawings, unseen style": (
+            held_out_names(arguments.data, corpus / "held_out" / "drawings.jsonl"),
+            None,
+        ),
     }
     report: dict[str, object] = {
         "date": time.strftime("%Y-%m-%d"),
@@ -89,8 +102,11 @@ def main() -> None:
         scores = measure(vlm, items, priors)
         report[name] = [asdict(score) for score in scores]
         _print_table(name, scores)
-    report["captions"] = captions(vlm, corpus / "held_out" / "scenes.jsonl", arguments.limit or 1000)
+    names = {picture.name for picture in load_pictures(arguments.data)}
+    report["captions"] = captions(vlm, corpus / "held_out" / "scenes.jsonl", names, arguments.limit or 1000)
     print("captions:", report["captions"])
+    report["photographs"] = photographs(vlm)
+    print("photographs:", json.dumps(report["photographs"], indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
@@ -105,10 +121,10 @@ def measure(vlm: VisionLM, items: Sequence[Item], priors: dict[str, str] | None)
         if not isinstance(reply, Answer):
             raise reply
         for kind in (item.kind, "all"):
-            right[kind].append(_plain(reply.text) in item.answers)
+            right[kind].append(plain(reply.text) in item.answers)
             sure[kind].append(reply.confidence)
             if priors is not None:
-                blind[kind].append(priors.get(_plain(item.question), "yes") in item.answers)
+                blind[kind].append(priors.get(plain(item.question), "yes") in item.answers)
     scores = []
     for kind in sorted(right, key=lambda kind: (kind == "all", kind)):
         low, high = interval(right[kind])
@@ -126,12 +142,16 @@ def interval(right: Sequence[bool]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def captions(vlm: VisionLM, path: Path, limit: int) -> dict[CaptionLength, dict[str, float]]:
-    """Of the things that captions name, the share that is there; of those that should be named, the share that is."""
+def captions(
+    vlm: VisionLM, path: Path, names: Collection[str], limit: int
+) -> dict[CaptionLength, dict[str, float]]:
+    """Of the things that captions name, the share that is there; of those that should be named, the share that is.
+
+    A thing is a shape with its colour, or any of `names`, every cut-out that there is. Both shares count each mention.
+    """
     samples = [s for s in reported_part(list(iter_jsonl(path))) if any(t.kind == "caption" for t in s.turns)][
         :limit
     ]
-    vocabulary = {t.answer.split(" ", 1)[-1] for s in samples for t in s.turns if t.kind == "list"}
     result = {}
     for length, request in CAPTION_REQUESTS.items():
         replies = vlm.caption([sample.images[0] for sample in samples], length=length)
@@ -140,19 +160,33 @@ def captions(vlm: VisionLM, path: Path, limit: int) -> dict[CaptionLength, dict[
             if not isinstance(reply, Answer):
                 raise reply
             truth = next(t.answer for t in sample.turns if t.question == CAPTION_REQUESTS["normal"])
-            said, there = _things(reply.text, vocabulary), _things(truth, vocabulary)
+            said, there = _things(reply.text, names), _things(truth, names)
             named += sum(said.values())
             true += sum((said & there).values())
-            asked = _things(next(t.answer for t in sample.turns if t.question == request), vocabulary)
+            asked = _things(next(t.answer for t in sample.turns if t.question == request), names)
             wanted += sum(asked.values())
             found += sum((asked & said).values())
         result[length] = {"named": named, "true": true / max(named, 1), "recall": found / max(wanted, 1)}
     return result
 
 
-def _things(caption: str, vocabulary: Iterable[str]) -> Counter[tuple[str | None, str]]:
+def photographs(vlm: VisionLM) -> dict[str, dict[str, object]]:
+    """What is said of scikit-image's photographs, and whether the first caption names what is there."""
+    from skimage import data
+
+    result: dict[str, dict[str, object]] = {}
+    for name, words in PHOTOGRAPHS.items():
+        image = Image.fromarray(getattr(data, name)())
+        said = {length: str(vlm.caption(image, length=length)) for length in CAPTION_REQUESTS}
+        named = {length: any(word in text.lower() for word in words) for length, text in said.items()}
+        asked = {question: str(vlm.ask(image, question)) for question in PHOTOGRAPH_QUESTIONS}
+        result[name] = {"said": said, "named": named, "answers": asked}
+    return result
+
+
+def _things(caption: str, names: Collection[str]) -> Counter[tuple[str | None, str]]:
     counted: Counter[tuple[str | None, str]] = Counter()
-    for thing in named_things(caption, set(vocabulary)):
+    for thing in named_things(caption, names):
         if not thing.definite:
             counted[(thing.colour, thing.noun)] += thing.count or 1
     return counted
@@ -162,16 +196,16 @@ def _item(question: easy_vqa.Question) -> Item:
     return Item(Path(question.image), question.question, frozenset([question.answer]), question.kind)
 
 
-def _questions(path: Path) -> list[Item]:
+def questions(path: Path) -> list[Item]:
     return [
-        Item(sample.images[0], turn.question, frozenset([_plain(turn.answer)]), turn.kind)
+        Item(sample.images[0], turn.question, frozenset([plain(turn.answer)]), turn.kind)
         for sample in reported_part(list(iter_jsonl(path)))
         for turn in sample.turns
         if turn.kind != "caption"
     ]
 
 
-def _names(data: Path, path: Path) -> list[Item]:
+def held_out_names(data: Path, path: Path) -> list[Item]:
     """One "What is this?" for every drawing of the unseen style whose name was trained in another style."""
     pictures = load_pictures(data)
     aliases: dict[str, set[str]] = defaultdict(set)
@@ -186,7 +220,7 @@ def _names(data: Path, path: Path) -> list[Item]:
                 Item(
                     sample.images[0],
                     "What is this?",
-                    frozenset(map(_plain, _articled(aliases[name]))),
+                    frozenset(map(plain, _articled(aliases[name]))),
                     "name",
                 )
             )
@@ -203,7 +237,7 @@ def _bare(name: str) -> str:
     return name.removeprefix("a ").removeprefix("an ")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     return text.strip().lower().rstrip(".?!")
 
 
@@ -220,7 +254,7 @@ def _file_priors(path: Path) -> dict[str, str]:
 def _most_frequent(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for question, answer in pairs:
-        counts[_plain(question)][_plain(answer)] += 1
+        counts[plain(question)][plain(answer)] += 1
     return {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
 
 
@@ -229,11 +263,16 @@ def _limited(items: list[Item], limit: int | None) -> list[Item]:
 
 
 def _print_table(name: str, scores: Sequence[Score]) -> None:
-    print(f"\n{name}")
+    """As Markdown: docs/mini.md holds these lines."""
+    print(
+        f"\n| {name} | questions | right | 95% interval | blind | calibration error |\n|---|---|---|---|---|---|"
+    )
     for score in scores:
-        blind = "" if score.blind is None else f"  blind {score.blind:6.1%}"
+        blind = "" if score.blind is None else f"{score.blind:.1%}"
         print(
-            f"  {score.kind:12} {score.questions:6}  {score.accuracy:6.1%}  [{score.low:.1%}, {score.high:.1%}]{blind}"
+            f"| {score.kind} | {score.questions:,} | {score.accuracy:.1%} | {score.low:.1%}–{score.high:.1%} "
+            f"| {blind} | {score.calibration_error:.1%} |",
+            flush=True,
         )
 
 

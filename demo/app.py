@@ -13,7 +13,11 @@ from vision_lm.errors import VisionLMError
 from vision_lm.model import VisionLM
 
 EXAMPLES = Path(__file__).parent / "examples"
-QUESTIONS = {"cat.jpg": "Is there a dog?", "coffee.jpg": "What is this?", "rocket.jpg": "What does the photo show?"}
+QUESTIONS = {
+    "cat.jpg": "Is there a dog?",
+    "coffee.jpg": "What is this?",
+    "rocket.jpg": "What does the photo show?",
+}
 Shown = tuple[str, dict[str, float] | None]  # the answer, and its confidence for gr.Label
 
 

@@ -39,7 +39,9 @@ class Recipe:
     steps: int = 1000
     batch_size: int = 32  # samples a process and optimiser step, before accumulation
     accumulate: int = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of a model that starts from nothing
+    optimizer: Literal["adamw", "muon"] = (
+        "adamw"  # muon: for the matrices of a model that starts from nothing
+    )
     learning_rate: float = 1e-3
     tower_learning_rate: float = 1e-5
     warmup: float = 0.03  # share of the steps

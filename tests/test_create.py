@@ -111,14 +111,18 @@ def test_features_are_open_clips_own(clip_folder: Path, phi_folder: Path, tmp_pa
     create(str(clip_folder), str(phi_folder), tmp_path / "out")
     encoder = VisionLM.from_pretrained(tmp_path / "out", "cpu", "float32").encoder
     with torch.no_grad():
-        expected = clip.visual.forward_intermediates(preprocess(image)[None], indices=[1])  # the second of three layers
+        expected = clip.visual.forward_intermediates(
+            preprocess(image)[None], indices=[1]
+        )  # the second of three layers
         features = encoder(encoder.preprocess(image)[None])
     expected = expected["image_intermediates"][0].flatten(2).transpose(1, 2)  # (1, N, Dv)
     torch.testing.assert_close(encoder.preprocess(image), preprocess(image), atol=1e-5, rtol=0)
     torch.testing.assert_close(features.patches, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_seed_draws_the_projector_and_nothing_else(clip_folder: Path, phi_folder: Path, tmp_path: Path) -> None:
+def test_the_seed_draws_the_projector_and_nothing_else(
+    clip_folder: Path, phi_folder: Path, tmp_path: Path
+) -> None:
     """The same seed gives the same file; another seed gives another projector, whatever the global generator did."""
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         torch.manual_seed(len(name) + seed * 17)
@@ -136,7 +140,10 @@ def test_a_row_is_added_where_every_row_is_a_token(clip_folder: Path, tmp_path: 
     phi = save_phi(tmp_path / "full-phi", vocab_size=size)
     config = create(str(clip_folder), str(phi), tmp_path / "out")
     assert (config.text.vocab_size, config.prompt.image_token_id) == (size + 1, size)
-    bias, old = read_checkpoint(tmp_path / "out").tensors["phi.lm_head.bias"], phi_tensors(phi)["lm_head.bias"]
+    bias, old = (
+        read_checkpoint(tmp_path / "out").tensors["phi.lm_head.bias"],
+        phi_tensors(phi)["lm_head.bias"],
+    )
     assert torch.equal(bias[:-1], old)
     assert bias[-1] < -1000
 

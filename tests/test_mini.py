@@ -35,6 +35,8 @@ def test_existence_in_a_photograph(mini: VisionLM) -> None:
 def test_easy_vqa(mini: VisionLM) -> None:
     """Three hundred questions of easy-VQA's official test split, far above the 67.0% of guessing blind."""
     questions = random.Random(0).sample(list(easy_vqa.test()), 300)
-    answers = mini.ask([question.image for question in questions], [question.question for question in questions])
+    answers = mini.ask(
+        [question.image for question in questions], [question.question for question in questions]
+    )
     right = sum(str(answer) == question.answer for answer, question in zip(answers, questions, strict=True))
     assert right / len(questions) >= 0.97

@@ -99,10 +99,14 @@ def create_mini(root: Path, out: Path, seed: int = 0) -> None:
 def sampled_features(encoder: ImageEncoder, corpus: Path) -> Tensor:
     """Patch features (M, Dv) of some of the corpus's pictures."""
     rng = random.Random(0)
-    pictures = sorted({path for file in corpus.glob("*.jsonl") for s in iter_jsonl(file) for path in s.images})
+    pictures = sorted(
+        {path for file in corpus.glob("*.jsonl") for s in iter_jsonl(file) for path in s.images}
+    )
     chosen = rng.sample(pictures, min(MEASURED, len(pictures)))
     features = [
-        encoder(torch.stack([encoder.preprocess(open_image(path)) for path in chosen[start : start + 50]])).patches
+        encoder(
+            torch.stack([encoder.preprocess(open_image(path)) for path in chosen[start : start + 50]])
+        ).patches
         for start in range(0, len(chosen), 50)
     ]
     return torch.cat(features).flatten(0, 1)
@@ -110,7 +114,9 @@ def sampled_features(encoder: ImageEncoder, corpus: Path) -> Tensor:
 
 def places(side: int, width: int) -> Tensor:
     """Sines and cosines of row and column, (side * side, width): after Vaswani et al. 2017, in two dimensions."""
-    frequencies = math.pi / 2 * torch.logspace(0, -1, width // 4)  # a quarter turn a patch, down to a fortieth
+    frequencies = (
+        math.pi / 2 * torch.logspace(0, -1, width // 4)
+    )  # a quarter turn a patch, down to a fortieth
     angles = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
     one = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
     rows, columns = one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)

@@ -1,0 +1,53 @@
+"""A run's loss and learning rate as a picture, from the curves that training wrote for TensorBoard.
+
+python benchmarks/training_curve.py --run build/mini --out docs/images/mini_training.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no window
+import matplotlib.pyplot as plt
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--run", type=Path, required=True, help="the folder that the recipe names as `out`")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    figure, (loss, rate) = plt.subplots(
+        2, 1, figsize=(8, 5), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    for axes, name, scale in ((loss, "loss", "log"), (rate, "learning_rate", "linear")):
+        steps, values = curve(options.run, name)
+        axes.plot(steps, values, linewidth=1.2)
+        axes.set_yscale(scale)
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which("{x:g}")
+        axes.set_ylabel(name.replace("_", " "))
+        axes.grid(alpha=0.3, which="both")
+    rate.set_xlabel("step")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(options.out, dpi=110)
+
+
+def curve(run: Path, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one curve. A resumed run has several files; where they overlap, the newest counts."""
+    points: dict[int, float] = {}
+    for file in sorted(run.rglob("events.out.tfevents*")):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        if name in events.Tags()["scalars"]:
+            points |= {event.step: event.value for event in events.Scalars(name)}
+    if not points:
+        raise SystemExit(f"{run}: no curve named {name}; give a folder that training wrote")
+    steps = sorted(points)
+    return steps, [points[step] for step in steps]
+
+
+if __name__ == "__main__":
+    main()
