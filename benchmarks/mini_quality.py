@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import random
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -26,10 +27,11 @@ from PIL import Image
 import vision_lm
 from projector.calibrate import calibration_error, reported_part
 from projector.data import easy_vqa
-from projector.data.caption_objects import named_things
+from projector.data.caption_objects import hallucinated, named_things
 from projector.data.corpus import CAPTION_REQUESTS
 from projector.data.pictures import load_pictures
 from projector.data.samples import iter_jsonl
+from projector.data.scenes import Scene, Thing
 from vision_lm.answer import Answer
 from vision_lm.model import VisionLM
 from vision_lm.prompts import CaptionLength
@@ -41,6 +43,7 @@ PHOTOGRAPHS = {
     "rocket": ("rocket", "missile", "shuttle"),
     "astronaut": ("person", "astronaut", "space suit"),
 }
+NOWHERE = (0.0, 0.0, 0.0, 0.0)  # the box of a thing that only counts as there
 PHOTOGRAPH_QUESTIONS = ("What is this?", "Is there a cat?", "Is there a dog?", "Is there a person?")
 
 
@@ -145,28 +148,32 @@ def interval(right: Sequence[bool]) -> tuple[float, float]:
 def captions(
     vlm: VisionLM, path: Path, names: Collection[str], limit: int
 ) -> dict[CaptionLength, dict[str, float]]:
-    """Of the things that captions name, the share that is there; of those that should be named, the share that is.
+    """Of the objects that captions name, the share that is there; of those that are there, the share that is named.
 
-    A thing is a shape with its colour, or any of `names`, every cut-out that there is. Both shares count each mention.
+    An object is a shape with its colour, or one of `names`, every cut-out that there is. What is there is read from
+    the normal training caption, which names everything.
     """
     samples = [s for s in reported_part(list(iter_jsonl(path))) if any(t.kind == "caption" for t in s.turns)][
         :limit
     ]
+    truths = [
+        named_things(next(t.answer for t in s.turns if t.question == CAPTION_REQUESTS["normal"]), names)
+        for s in samples
+    ]
     result = {}
-    for length, request in CAPTION_REQUESTS.items():
+    for length in CAPTION_REQUESTS:
         replies = vlm.caption([sample.images[0] for sample in samples], length=length)
-        named = true = wanted = found = 0
-        for sample, reply in zip(samples, replies, strict=True):
+        named = wrong = there = found = 0
+        for reply, truth in zip(replies, truths, strict=True):
             if not isinstance(reply, Answer):
                 raise reply
-            truth = next(t.answer for t in sample.turns if t.question == CAPTION_REQUESTS["normal"])
-            said, there = _things(reply.text, names), _things(truth, names)
-            named += sum(said.values())
-            true += sum((said & there).values())
-            asked = _things(next(t.answer for t in sample.turns if t.question == request), names)
-            wanted += sum(asked.values())
-            found += sum((asked & said).values())
-        result[length] = {"named": named, "true": true / max(named, 1), "recall": found / max(wanted, 1)}
+            things = tuple(Thing(t.noun, t.colour, "", None, NOWHERE) for t in truth for _ in range(t.count))
+            said = hallucinated(reply.text, Scene(things, "white", None), names)
+            named, wrong = named + said[0], wrong + said[1]
+            mentioned = {(t.colour, t.noun) for t in named_things(reply.text, names)}
+            there += len(things)
+            found += sum((thing.colour, thing.noun) in mentioned for thing in things)
+        result[length] = {"named": named, "true": 1 - wrong / max(named, 1), "recall": found / max(there, 1)}
     return result
 
 
@@ -178,18 +185,13 @@ def photographs(vlm: VisionLM) -> dict[str, dict[str, object]]:
     for name, words in PHOTOGRAPHS.items():
         image = Image.fromarray(getattr(data, name)())
         said = {length: str(vlm.caption(image, length=length)) for length in CAPTION_REQUESTS}
-        named = {length: any(word in text.lower() for word in words) for length, text in said.items()}
+        named = {
+            length: any(re.search(rf"\b{word}\b", text.lower()) for word in words)
+            for length, text in said.items()
+        }
         asked = {question: str(vlm.ask(image, question)) for question in PHOTOGRAPH_QUESTIONS}
         result[name] = {"said": said, "named": named, "answers": asked}
     return result
-
-
-def _things(caption: str, names: Collection[str]) -> Counter[tuple[str | None, str]]:
-    counted: Counter[tuple[str | None, str]] = Counter()
-    for thing in named_things(caption, names):
-        if not thing.definite:
-            counted[(thing.colour, thing.noun)] += thing.count or 1
-    return counted
 
 
 def _item(question: easy_vqa.Question) -> Item:

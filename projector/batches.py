@@ -13,14 +13,14 @@ from torch import Tensor
 from projector.data.evidence import EvidenceLender, lend_all
 from projector.data.samples import BadRecords, Sample, reject
 from projector.feature_cache import FeatureCache
-from projector.mixture import Mixture
-from projector.packing import Packed, collate, pack_sample
+from projector.mixture import Drawn, Mixture
+from projector.packing import Packed, Row, collate, pack_sample
 from vision_lm.encoder import Features, ImageEncoder
 from vision_lm.errors import DataError, ImageError, TrainingError
 from vision_lm.images import open_image
 from vision_lm.prompts import PromptBuilder
 
-ATTEMPTS = 20  # to find a sample whose pictures can be read
+ATTEMPTS = 20  # to find a sample that can be used
 
 
 @dataclass(frozen=True)
@@ -74,33 +74,52 @@ class BatchMaker:
 
     def make(self, numbers: Iterable[int]) -> Batch:
         """The batch of these sample numbers."""
-        if self.cache is None:
-            return self._from_pixels(numbers)
-        drawn = [self.mixture.draw(number) for number in numbers]
-        paths = [image for one in drawn for image in one.sample.images]
-        features = self.cache.get(paths) if paths else None
-        samples = [one.sample for one in drawn]
-        if self.lender is not None and features is not None:
-            lent = [one.rng if one.evidence else None for one in drawn]
-            samples, features = lend_all(self.lender, samples, lent, features, self.mixture.max_turns)
-        return Batch(self._pack(samples), None, features)
-
-    def _from_pixels(self, numbers: Iterable[int]) -> Batch:
         loaded = [self._load(number) for number in numbers]
-        pixels = [picture for _, pictures in loaded for picture in pictures]
-        return Batch(
-            self._pack([sample for sample, _ in loaded]), torch.stack(pixels) if pixels else None, None
-        )
+        rows = [one.row for one in loaded]
+        if self.cache is None:
+            pixels = [picture for one in loaded for picture in one.pixels]
+            return Batch(collate(rows), torch.stack(pixels) if pixels else None, None)
+        samples = [one.drawn.sample for one in loaded]
+        paths = [image for sample in samples for image in sample.images]
+        features = self.cache.get(paths) if paths else None
+        if self.lender is not None and features is not None:
+            lent = [one.drawn.rng if one.drawn.evidence else None for one in loaded]
+            samples, features = lend_all(self.lender, samples, lent, features, self.mixture.max_turns)
+            rows = [
+                self._pack(sample) if rng else row
+                for sample, rng, row in zip(samples, lent, rows, strict=True)
+            ]
+        return Batch(collate(rows), None, features)
 
-    def _load(self, number: int) -> tuple[Sample, list[Tensor]]:
-        """A sample with its pictures (3, S, S); where one cannot be read, another sample if bad ones are skipped."""
+    def _load(self, number: int) -> _Loaded:
+        """A sample laid out, with its pictures unless their features are cached.
+
+        Where that cannot be done, an error, or another sample if bad ones are skipped.
+        """
         for attempt in range(ATTEMPTS):
-            sample = self.mixture.draw(number, attempt).sample
+            drawn = self.mixture.draw(number, attempt)
             try:
-                return sample, [self.encoder.preprocess(open_image(path)) for path in sample.images]
-            except ImageError as error:
-                reject(DataError(f"{sample.source}: {error}"), self.bad)
-        raise DataError(f"{ATTEMPTS} samples in a row have unreadable pictures; look at the data")
+                return _Loaded(drawn, self._pack(drawn.sample), self._pixels(drawn.sample))
+            except DataError as error:
+                problem = error
+                reject(error, self.bad)
+        raise DataError(f"{ATTEMPTS} samples in a row cannot be used, the last: {problem}")
 
-    def _pack(self, samples: Iterable[Sample]) -> Packed:
-        return collate([pack_sample(sample, self.prompts, self.max_tokens) for sample in samples])
+    def _pack(self, sample: Sample) -> Row:
+        return pack_sample(sample, self.prompts, self.max_tokens)
+
+    def _pixels(self, sample: Sample) -> list[Tensor]:
+        """Each picture (3, S, S)."""
+        if self.cache is not None:
+            return []
+        try:
+            return [self.encoder.preprocess(open_image(path)) for path in sample.images]
+        except ImageError as error:
+            raise DataError(f"{sample.source}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    drawn: Drawn
+    row: Row
+    pixels: list[Tensor]  # (3, S, S) of each picture; none where features are cached

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,8 @@ class FeatureCache:
         self.rows: dict[str, int] = {}
         index = self.folder / "index.txt"
         if index.exists():
-            self.rows = {path: row for row, path in enumerate(index.read_text(encoding="utf-8").splitlines())}
+            whole, _, _ = index.read_text(encoding="utf-8").rpartition("\n")  # the rest was cut off by a kill
+            self.rows = {path: row for row, path in enumerate(whole.splitlines())}
         shapes = self.folder / "shapes.json"
         if shapes.exists():
             self.shapes = json.loads(shapes.read_text())
@@ -45,20 +47,23 @@ class FeatureCache:
             shapes.write_text(json.dumps(self.shapes))
         self._maps: dict[str, np.ndarray] = {}
 
-    def add(self, paths: Sequence[Path], batch_size: int = 64) -> list[Path]:
-        """Encode every picture that is not here yet; returns those that cannot be read."""
-        known = {_key(path): path for path in paths}
-        new = [path for path in known if path not in self.rows]
+    def add(self, paths: Sequence[Path], batch_size: int = 64) -> dict[Path, str]:
+        """Encode every picture that is not here yet; returns those that cannot be read, and why."""
+        keys = {path: _key(path) for path in paths}
+        new = [key for key in dict.fromkeys(keys.values()) if key not in self.rows]
         if not new:
-            return []
+            return {}
         self._trim()
-        unreadable: list[Path] = []
+        reasons: dict[str, str] = {}
         loader = torch.utils.data.DataLoader(_Pixels(new, self.encoder), batch_size=batch_size, num_workers=1)
         with (self.folder / "index.txt").open("a", encoding="utf-8") as index:
             progress = tqdm(total=len(new), desc="encoding pictures", unit="img")
-            for pixels, places, readable in loader:
-                unreadable += [known[new[place]] for place in places[~readable].tolist()]
-                progress.update(len(readable))
+            for pixels, places, faults in loader:
+                reasons |= {
+                    new[place]: fault for place, fault in zip(places.tolist(), faults, strict=True) if fault
+                }
+                progress.update(len(faults))
+                readable = torch.tensor([not fault for fault in faults])
                 places = places[readable]
                 if not len(places):
                     continue
@@ -71,7 +76,7 @@ class FeatureCache:
                     index.write(new[place] + "\n")
                 index.flush()
         self._maps = {}
-        return unreadable
+        return {path: reasons[key] for path, key in keys.items() if key in reasons}
 
     def get(self, paths: Sequence[Path]) -> Features:
         """Features of these pictures, float32 on the CPU: patches (I, N, Dv), pooled (I, P, E) or None."""
@@ -89,12 +94,12 @@ class FeatureCache:
             file.write(values.float().cpu().numpy().astype(np.float16).tobytes())
 
     def _trim(self) -> None:
-        """Cut rows that a killed run wrote without naming them."""
-        for name, shape in self.shapes.items():
-            path = self.folder / f"{name}.f16"
-            if path.exists():
-                with path.open("r+b") as file:
-                    file.truncate(len(self.rows) * 2 * int(np.prod(shape)))
+        """Cut rows that a killed run wrote without naming them, and a name that it wrote in part."""
+        sizes = {f"{name}.f16": len(self.rows) * 2 * math.prod(shape) for name, shape in self.shapes.items()}
+        sizes["index.txt"] = sum(len(path.encode()) + 1 for path in self.rows)
+        for name, size in sizes.items():
+            if (self.folder / name).exists():
+                os.truncate(self.folder / name, size)
 
     def _read(self, name: str, rows: list[int]) -> Tensor:
         if name not in self._maps:
@@ -116,12 +121,13 @@ class _Pixels(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int, bool]:
+    def __getitem__(self, place: int) -> tuple[Tensor, int, str]:
+        """Pixels, place, and what is wrong with the picture, if anything is."""
         size = self.encoder.config.image_size
         try:
-            return self.encoder.preprocess(open_image(self.paths[place])), place, True
-        except ImageError:
-            return torch.zeros(3, size, size), place, False
+            return self.encoder.preprocess(open_image(self.paths[place])), place, ""
+        except ImageError as error:
+            return torch.zeros(3, size, size), place, str(error)
 
 
 def fingerprint(encoder: ImageEncoder) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from projector.data.readers import read_samples
-from projector.data.samples import BadRecords, Sample
+from projector.data.samples import BadRecords, Sample, reject
 from projector.recipe import Recipe, Source
 from vision_lm.errors import DataError
 
@@ -20,6 +21,14 @@ class Part:
 
     source: Source
     samples: Sequence[Sample]
+
+    def fingerprint(self) -> str:
+        """How many samples, and a short hash of what they show and say."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            words = [text for turn in sample.turns for text in (turn.question, turn.answer)]
+            digest.update(repr((*map(str, sample.images), sample.linked, *words)).encode("utf-8", "replace"))
+        return f"{len(self.samples):,} samples, {digest.hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -55,14 +64,20 @@ class Mixture:
         """Every picture of every sample."""
         return [image for part in self.parts for sample in part.samples for image in sample.images]
 
-    def without(self, pictures: Collection[Path]) -> Mixture:
-        """The same mixture less the samples that show any of these pictures."""
-        if not pictures:
+    def without(self, unreadable: Mapping[Path, str], bad: BadRecords | None) -> Mixture:
+        """The same mixture less the samples that show any of these pictures; each is rejected for the reason given."""
+        if not unreadable:
             return self
-        parts = [
-            Part(part.source, [sample for sample in part.samples if not set(sample.images) & set(pictures)])
-            for part in self.parts
-        ]
+        parts = []
+        for part in self.parts:
+            good = []
+            for sample in part.samples:
+                reasons = [unreadable[image] for image in sample.images if image in unreadable]
+                if reasons:
+                    reject(DataError(f"{sample.source}: {reasons[0]}"), bad)
+                else:
+                    good.append(sample)
+            parts.append(Part(part.source, good))
         return Mixture(parts, self.seed, self.max_turns)
 
 

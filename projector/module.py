@@ -13,6 +13,9 @@ from torch import Tensor, nn
 class Projector(nn.Module):
     """Linear, GELU, Linear on every patch; pooled tokens, if any, get weights of their own and go first."""
 
+    mean: Tensor  # (Dv,), of the tower's features
+    spread: Tensor  # (Dv,), their standard deviation
+
     def __init__(
         self,
         in_features: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ def build_optimizers(model: VisionLanguage, recipe: Recipe) -> list[Optimizer]:
     by_muon = [p for name, p in named if recipe.optimizer == "muon" and is_hidden_matrix(name, p)]
     taken = {id(parameter) for parameter in by_muon}
     rest = [(name, parameter) for name, parameter in named if id(parameter) not in taken]
-    optimizers: list[Optimizer] = [
-        torch.optim.AdamW(parameter_groups(rest, recipe), lr=recipe.learning_rate, betas=(0.9, 0.98))
-    ]
+    optimizers: list[Optimizer] = []
+    if rest:  # LoRA alone is all matrices
+        groups = parameter_groups(rest, recipe)
+        optimizers.append(torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98)))
     if by_muon:
         muon = torch.optim.Muon(
             by_muon,
@@ -46,7 +48,7 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 2 and not name.startswith("encoder.") and not any(t in name for t in tables)
 
 
-def parameter_groups(named: list[tuple[str, Tensor]], recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(named: Sequence[tuple[str, Tensor]], recipe: Recipe) -> list[dict[str, Any]]:
     """The tower learns slower, and neither norms nor biases are decayed."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in named:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from projector.data.samples import Sample
+from vision_lm.errors import DataError
 from vision_lm.prompts import PromptBuilder, Turn
 
 IGNORED = -100  # label of tokens that are not to be predicted
@@ -27,7 +28,7 @@ HIDDEN = -1e9  # score of what is not seen
 
 @dataclass(frozen=True)
 class Row:
-    """One packed sample, as Python lists of one length T."""
+    """One packed sample, as Python lists of one length T. At least one token of an answer is to be learnt."""
 
     ids: list[int]
     positions: list[int]
@@ -58,7 +59,8 @@ class Packed:
 def pack_sample(sample: Sample, prompts: PromptBuilder, max_tokens: int) -> Row:
     """Lay out one sample: the pictures once, then its turns, each its own segment unless they are one dialogue.
 
-    A turn that no longer fits is left out, and with it the rest of a dialogue.
+    The first turn whose answer begins within `max_tokens` is kept, cut if need be; a later one that does not fit is
+    left out, and with it the rest of a dialogue. Raises DataError where no answer begins in time.
     """
     picture = prompts.config.image_token_id
     prefix = [picture] * (prompts.tokens_per_image * len(sample.images))
@@ -69,7 +71,8 @@ def pack_sample(sample: Sample, prompts: PromptBuilder, max_tokens: int) -> Row:
         question = prompts.question_ids(Turn(turn.question))
         answer = prompts.answer_ids(turn.answer)
         turn_ids = question + answer
-        if len(ids) + len(turn_ids) > max_tokens and number > 1:
+        needed = turn_ids if len(ids) > len(prefix) else question
+        if len(ids) + len(needed) > max_tokens:
             if sample.linked:
                 break
             continue
@@ -81,6 +84,11 @@ def pack_sample(sample: Sample, prompts: PromptBuilder, max_tokens: int) -> Row:
         labels += [IGNORED] * (len(question) - 1) + answer + [IGNORED]
         weights += [len(answer) ** -0.5] * len(turn_ids)
         position = start + len(turn_ids)
+    if len(ids) == len(prefix):
+        raise DataError(
+            f"{sample.source}: {len(prefix)} image tokens and a question leave no room for an answer; "
+            f"max_tokens is {max_tokens}, raise it in the recipe"
+        )
     columns = (ids, positions, segments, labels, weights)
     return Row(*(column[:max_tokens] for column in columns))  # type: ignore[arg-type]
 

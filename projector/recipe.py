@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from vision_lm.errors import TrainingError
+from vision_lm.typed_fields import FieldReader
 
 
 @dataclass(frozen=True)
@@ -61,40 +64,62 @@ class Recipe:
             raise TrainingError(
                 "the recipe names no sources; give at least one training file under 'sources'"
             )
-        for name in ("steps", "batch_size", "accumulate", "max_turns", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"recipe: {name} is {getattr(self, name)}, it must be at least 1")
+        for names, fits, allowed in _LIMITS:
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise TrainingError(f"recipe: {name} is {getattr(self, name)}, it must be {allowed}")
+        for source in self.sources:
+            if not 0 < source.weight < math.inf:
+                raise TrainingError(
+                    f"recipe: the weight of {source.path} is {source.weight}, it must be above 0; "
+                    "leave out a source that is not wanted"
+                )
         if self.tower == "full" and self.feature_cache:
             raise TrainingError(
                 "recipe: feature_cache keeps a frozen tower's features; leave it out to train the tower"
             )
 
     @classmethod
-    def load(cls, path: Path, **overrides: Any) -> Recipe:
-        """Read a recipe. Relative paths in it are relative to the working directory. Raises TrainingError."""
+    def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """Read a recipe; an override of None leaves its key to the default. Raises TrainingError.
+
+        Relative paths in a recipe are relative to the working directory.
+        """
         try:
             raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise TrainingError(f"{path}: cannot be read ({error.strerror}); give a recipe file") from None
+        except UnicodeDecodeError:
+            raise TrainingError(f"{path}: not UTF-8 text; give a recipe file") from None
         except yaml.YAMLError as error:
             raise TrainingError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
         if not isinstance(raw, dict):
             raise TrainingError(f"{path}: a recipe is a mapping of keys to values")
-        raw |= {key: value for key, value in overrides.items() if value is not None}
-        sources = tuple(_fill(Source, entry, f"{path}: sources") for entry in raw.pop("sources", ()))
-        return _fill(cls, raw | {"sources": sources}, str(path))
+        raw |= overrides or {}
+        unset = [key for key, value in (overrides or {}).items() if value is None]
+        for field in dataclasses.fields(cls):  # an unknown key stays, to be refused
+            if field.name in unset:
+                del raw[field.name]
+        return FieldReader(TrainingError, yaml=True).read(cls, raw, str(path))
 
 
-def _fill(kind: Any, raw: dict[str, Any], where: str) -> Any:
-    allowed = {f.name: f for f in dataclasses.fields(kind)}
-    for key in raw:
-        if key not in allowed:
-            raise TrainingError(f"{where}: unknown key {key!r}; allowed: {', '.join(allowed)}")
-    missing = [
-        name
-        for name, f in allowed.items()
-        if name not in raw and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise TrainingError(f"{where}: key {missing[0]!r} is missing")
-    return kind(**raw)
+_LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "max_turns",
+            "max_tokens",
+            "lora_rank",
+            "save_every",
+            "log_every",
+        ),
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (("learning_rate", "tower_learning_rate", "clip"), lambda value: 0 < value < math.inf, "above 0"),
+    (("weight_decay",), lambda value: 0 <= value < math.inf, "0 or more"),
+    (("warmup",), lambda value: 0 <= value <= 1, "a share of the steps, from 0 to 1"),
+    (("seed",), lambda value: 0 <= value < 2**63, "from 0 to 2**63 - 1"),
+)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,20 +13,20 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from projector import run_state
 from projector.assemble import open_for_training, save_trained
 from projector.batches import BatchMaker
-from projector.data.samples import BadRecords, reject
+from projector.data.samples import BadRecords, shown
 from projector.feature_cache import FeatureCache
-from projector.mixture import read_mixture
+from projector.mixture import Mixture, read_mixture
 from projector.optimizer import build_optimizers, cosine
 from projector.recipe import Recipe
 from projector.vision_language import VisionLanguage
 from vision_lm.checkpoint import read_checkpoint
-from vision_lm.errors import DataError, TrainingError
+from vision_lm.errors import TrainingError
 from vision_lm.prompts import PromptBuilder
 
 Stage = Literal["align", "instruct"]
-STATE = "state"  # folder of a run that can be resumed
 
 
 def main(
@@ -42,21 +41,23 @@ def main(
 
     Raises TrainingError for a recipe that does not fit the stage or the run being resumed, DataError for bad data.
     """
-    recipe = Recipe.load(recipe_path, **(overrides or {}))
+    recipe = Recipe.load(recipe_path, overrides)
     check_stage(recipe, stage)
     bad = BadRecords() if skip_bad else None
     out = Path(recipe.out)
-    if (out / STATE).exists() and not resume:
+    if run_state.saved_run(out) and not resume:
         raise TrainingError(
             f"{out}: holds a run already; add --resume to go on with it, or choose another 'out'"
         )
     accelerator = Accelerator(mixed_precision=recipe.precision, log_with="tensorboard", project_dir=out)
-    run = Run(recipe, accelerator, bad)
-    if resume:
-        run.restore()
-    run.train()
-    if bad is not None and bad.count:
-        accelerator.print(bad.report())
+    try:
+        run = Run(recipe, accelerator, bad)
+        if resume:
+            run.restore()
+        run.train()
+    finally:  # a run that fails may fail by what was skipped
+        if bad is not None and bad.count:
+            print(bad.report(), flush=True)
     return out
 
 
@@ -65,6 +66,10 @@ def check_stage(recipe: Recipe, stage: Stage) -> None:
     if stage == "align" and (recipe.language_model != "frozen" or recipe.tower != "frozen"):
         raise TrainingError(
             "align trains the projector alone; set language_model and tower to frozen, or run instruct"
+        )
+    if stage == "align" and recipe.projector == "frozen":
+        raise TrainingError(
+            "align trains the projector, which the recipe keeps frozen; set projector to full"
         )
     if stage == "instruct" and recipe.language_model == "frozen":
         raise TrainingError(
@@ -88,9 +93,10 @@ class Run:
                     Path(recipe.feature_cache), model.encoder.to(accelerator.device), accelerator.device
                 )
                 unreadable = cache.add(mixture.pictures())
-            for path in unreadable:
-                reject(DataError(f"{path}: cannot be read as a picture"), bad)
-            mixture = mixture.without(unreadable)
+            mixture = mixture.without(unreadable, bad)
+        if bad is not None and not accelerator.is_main_process:
+            bad.problems.clear()  # every process has read the same files: the main one alone reports them
+        self.identity = identity(recipe, mixture, accelerator.num_processes)
         tokens = tokens_per_image(model, cache)
         prompts = PromptBuilder(self.checkpoint.tokenizer, self.checkpoint.config.prompt, tokens)
         self.batches = BatchMaker(mixture, prompts, model.encoder, cache, recipe.max_tokens, bad)
@@ -99,7 +105,6 @@ class Run:
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         accelerator.register_for_checkpointing(*self.schedules)
         self.step = 0
-        self.state_folder = Path(recipe.out) / STATE
 
     def train(self) -> None:
         """All remaining steps, with a progress bar, curves, and a saved state every so often."""
@@ -154,34 +159,38 @@ class Run:
 
     def save(self) -> None:
         """The checkpoint and everything a resume needs. The old state is kept until the new one is whole."""
-        accelerator = self.accelerator
-        accelerator.wait_for_everyone()
-        fresh = self.state_folder.with_name("state.new")
-        accelerator.save_state(str(fresh))
+        accelerator, out = self.accelerator, Path(self.recipe.out)
         if accelerator.is_main_process:
-            torch.save({"step": self.step, "recipe": fixed_settings(self.recipe)}, fresh / "run.pt")
-            save_trained(accelerator.unwrap_model(self.model), self.checkpoint, Path(self.recipe.out))
-            if self.state_folder.exists():
-                shutil.rmtree(self.state_folder)
-            fresh.rename(self.state_folder)
+            run_state.begin(out)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(out / run_state.FRESH))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            # The checkpoint first: a state that says the run is at its end must not outlive it.
+            save_trained(accelerator.unwrap_model(self.model), self.checkpoint, out)
+            run_state.finish(out, {"step": self.step, "recipe": self.identity})
         accelerator.wait_for_everyone()
 
     def restore(self) -> None:
-        """Go on exactly where the last saved state stopped."""
-        fresh = self.state_folder.with_name("state.new")
-        if not self.state_folder.exists() and (fresh / "run.pt").exists():
-            fresh.rename(self.state_folder)  # killed between removing the old state and naming the new one
-        if not self.state_folder.exists():
-            raise TrainingError(f"{self.recipe.out}: no saved run to resume; start without --resume")
-        saved = torch.load(self.state_folder / "run.pt", weights_only=True)
-        wanted = fixed_settings(self.recipe)
-        changed = [name for name, value in saved["recipe"].items() if wanted.get(name) != value]
+        """Go on exactly where the last saved state stopped. Raises TrainingError for what would be another run."""
+        out = Path(self.recipe.out)
+        if self.accelerator.is_main_process:
+            run_state.settle(out)
+        self.accelerator.wait_for_everyone()
+        if not run_state.saved_run(out):
+            raise TrainingError(f"{out}: no saved run to resume; start without --resume")
+        saved = run_state.load(out)
+        changed = [
+            f"{name} (now {shown(self.identity.get(name))}, then {shown(value)})"
+            for name, value in saved["recipe"].items()
+            if self.identity.get(name) != value
+        ]
         if changed:
             raise TrainingError(
-                f"{self.recipe.out}: resumed with another {', '.join(changed)} than it began with; "
-                "restore the recipe or choose another 'out'"
+                f"{out}: resumed with another {', '.join(changed)} than it began with; "
+                "restore what it began with, or choose another 'out'"
             )
-        self.accelerator.load_state(str(self.state_folder))
+        self.accelerator.load_state(str(out / run_state.STATE))
         self.step = saved["step"]
 
     def _numbers(self, part: int) -> range:
@@ -191,13 +200,14 @@ class Run:
         return range(batch * recipe.batch_size, (batch + 1) * recipe.batch_size)
 
 
-def fixed_settings(recipe: Recipe) -> dict[str, Any]:
+def identity(recipe: Recipe, mixture: Mixture, processes: int) -> dict[str, Any]:
     """What must not change between a run and its resumption: all but where and how often things are written."""
     settings = dataclasses.asdict(recipe)
     for free in ("out", "save_every", "log_every", "feature_cache"):
         settings.pop(free)
     settings["sources"] = [list(source.values()) for source in settings["sources"]]
-    return settings
+    contents = {f"content of {part.source.path}": part.fingerprint() for part in mixture.parts}
+    return settings | contents | {"number of processes": processes}
 
 
 def tokens_per_image(model: VisionLanguage, cache: FeatureCache | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class VisionLanguage(nn.Module):
         if features is not None:
             tokens = self.projector(features.patches, features.pooled)  # (I, P + N, Dt)
             embeddings = splice(embeddings, batch.ids == self.image_token_id, tokens)
+        else:  # text alone. Several processes wait for each other's gradient of every trained weight: give them zeros
+            embeddings = embeddings + 0.0 * sum(p.sum() for p in self._seeing() if p.requires_grad)
         hidden = causal_lm.model(
             inputs_embeds=embeddings,
             attention_mask=batch.attention_mask(),
@@ -40,6 +43,11 @@ class VisionLanguage(nn.Module):
         losses = F.cross_entropy(logits.float(), batch.labels[answered], reduction="none")  # (answer tokens,)
         weights = batch.weights[answered]
         return (losses * weights).sum() / weights.sum()
+
+    def _seeing(self) -> Iterator[nn.Parameter]:
+        """The weights that only pictures need."""
+        yield from self.encoder.parameters()
+        yield from self.projector.parameters()
 
 
 def splice(embeddings: Tensor, places: Tensor, tokens: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def vit_checkpoint() -> Checkpoint:
 @pytest.fixture(scope="session")
 def trunk_checkpoint() -> Checkpoint:
     """Random weights: a timm trunk of 9 patches and two pooled tokens, and a 2-layer Phi."""
-    return random_checkpoint(TRUNK)
+    return random_checkpoint(TRUNK, seed=2)  # of pictures that differ it says different things
 
 
 @pytest.fixture(scope="session", params=["vit", "trunk"])

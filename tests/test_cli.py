@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import scripted
 from PIL import Image
+from tokenizers import Tokenizer
 
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.cli import main
@@ -27,8 +32,9 @@ SAYING = "The cube is red."
 def model(vit_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a model that answers everything with SAYING."""
     checkpoint = scripted(vit_checkpoint, f" {SAYING}")
+    config = dataclasses.replace(checkpoint.config, projector_trained=True)  # so that nothing warns
     folder = tmp_path_factory.mktemp("model")
-    write_checkpoint(folder, checkpoint.config, checkpoint.tensors, checkpoint.tokenizer)
+    write_checkpoint(folder, config, checkpoint.tensors, checkpoint.tokenizer)
     return str(folder)
 
 
@@ -42,10 +48,23 @@ def images(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def animation(tmp_path: Path) -> str:
-    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "animation.gif", save_all=True, append_images=frames[1:])
-    return str(tmp_path / "animation.gif")
+def bad_files(model: str, images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What people hand over by mistake, in the current directory: pictures, and checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    jpeg = io.BytesIO()
+    Image.open(images[0]).save(jpeg, "JPEG")
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    Path("directory.png").mkdir()
+    Path("empty.png").write_bytes(b"")
+    Path("half.jpg").write_bytes(jpeg.getvalue()[:-300])
+    Path("text.png").write_text("no picture")
+    Path("huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 9) + b"IDAT")
+    shutil.copytree(model, "half-written")
+    os.truncate("half-written/model.safetensors", 5_000)
+    shutil.copytree(model, "wrong-key")
+    config = json.loads(Path("wrong-key/config.json").read_text())
+    Path("wrong-key/config.json").write_text(json.dumps(config | {"colour": "red"}))
 
 
 def errors(printed: str) -> list[str]:
@@ -76,14 +95,18 @@ def test_several_images_give_a_line_each_and_a_bad_one_its_error(
         assert error.startswith("vision-lm: error: missing.png: no such file")
 
 
-def test_json_lines(model: str, images: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """`--json` prints one object a line, with the confidence."""
+def test_json_lines(
+    model: str, images: list[str], tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--json` prints one object a line, with the confidence and the tokens."""
     assert main(["caption", *images, "--model", model, "--json", "--length", "short"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["image"] for line in lines] == images
     for line in lines:
-        assert line.keys() == {"image", "text", "confidence", "finish_reason"}
+        assert line.keys() == {"image", "text", "confidence", "finish_reason", "tokens", "token_logprobs"}
         assert line["text"] == SAYING
+        assert tokenizer.decode(line["tokens"]).strip() == SAYING
+        assert len(line["token_logprobs"]) == len(line["tokens"])
         assert 0 <= line["confidence"] <= 1
 
 
@@ -112,39 +135,68 @@ def test_chat_reads_questions_from_stdin(
     assert "'<image>'" in error
 
 
+@pytest.mark.parametrize("name", ["animation.gif", "pages.tiff"])
 def test_a_warning_is_one_line_said_once(
-    model: str, animation: str, capsys: pytest.CaptureFixture[str]
+    model: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An animation is answered from its first frame, with one warning however often it is given."""
-    assert main(["caption", animation, animation, "--model", model]) == 0
+    """Of several frames or pages the first is answered, with one warning however often the file is given."""
+    path = str(tmp_path / name)
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert main(["caption", path, path, "--model", model]) == 0
     printed = capsys.readouterr()
     assert printed.out.count(SAYING) == 2
     warnings = [line for line in printed.err.splitlines() if "frames" in line]
     assert len(warnings) == 1
-    assert warnings[0].startswith(f"vision-lm: warning: {animation}: 2 frames")
+    assert warnings[0].startswith(f"vision-lm: warning: {path}: 2 frames or pages")
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["caption", "a.png", "--model", "nowhere"], "nowhere: no such folder"),
+        # pictures
+        (["caption", "missing.png"], "missing.png: no such file"),
+        (["caption", "directory.png"], "directory.png: this is a directory"),
+        (["caption", "empty.png"], "empty.png: the file is empty"),
+        (["caption", "half.jpg"], "half.jpg: the JPEG data is truncated"),
+        (["caption", "text.png"], "text.png: this is text, not a picture"),
+        (["caption", "huge.png"], "huge.png: 60,000 x 60,000 pixels is too large"),
+        (["caption", "line\nbreak.png"], "line?break.png: no such file"),
+        (["ask", "text.png", "What is it?"], "text.png: this is text, not a picture"),
+        (["chat", "text.png"], "text.png: this is text, not a picture"),
+        (["caption", "http://example.com/a.png?key=s"], "http://example.com/a.png: not fetched without perm"),
+        (["chat", "https://example.com/a.png"], "--allow-url-host example.com"),
+        (["caption", "http://127.0.0.1/a.png", "--allow-url-host", "127.0.0.1"], "127.0.0.1 is not public"),
+        (["caption", "http://[::1]:8/a.png", "--allow-url-host", "::1:8"], "::1 is not public"),
+        (["chat", "http://127.0.0.1/a.png", "--allow-url-host", "127.0.0.1"], "127.0.0.1 is not public"),
+        # questions
         (["ask", "a.png", "  "], "the question is empty"),
-        (["ask", "a.png"], "arguments are required: QUESTION"),
         (["ask", "a.png", "x" * 100_000], "100,000 characters"),
+        (["ask", "a.png", "What is <image>?"], "the question contains '<image>'"),
+        (["ask", "a.png", "\udcff?"], "the question has '\\udcff' at place 1"),
+        # checkpoints
+        (["caption", "a.png", "--model", "nowhere"], "nowhere: no such folder"),
+        (["caption", "a.png", "--model", "no\nwhere"], "no where: no such folder"),
+        (["caption", "a.png", "--model", "half-written"], "model.safetensors: damaged or half-written"),
+        (["caption", "a.png", "--model", "wrong-key"], "config.json: unknown key 'colour'"),
+        (["info", "nowhere"], "nowhere: no such folder"),
+        # the command line itself
+        (["ask", "a.png"], "arguments are required: QUESTION"),
         (["caption", "a.png", "--length", "huge"], "invalid choice: 'huge'"),
+        (["caption", "a.png", "--two\nlines"], "unrecognized arguments: --two lines"),
+        (["caption", "a.png", "--device", "abacus"], "abacus"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         ([], "arguments are required: COMMAND"),
-        (["info", "nowhere"], "nowhere: no such folder"),
         (["train", "align", "missing.yaml"], "missing.yaml: cannot be read"),
         (["train", "align", "missing.yaml", "--set", "steps"], "--set steps: give KEY=VALUE"),
-        (["caption", "a.png", "--device", "abacus"], "abacus"),
     ],
 )
+@pytest.mark.usefixtures("bad_files")
 def test_mistakes_are_one_line_and_exit_2(
     model: str, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
 ) -> None:
-    """Whatever is wrong with a command line, one line says so."""
-    if "--model" not in arguments and arguments[:1] in (["caption"], ["ask"]):
+    """Whatever is wrong with a command line or a file, one line of stderr says so, and stdout is empty."""
+    if "--model" not in arguments and arguments[:1] in (["caption"], ["ask"], ["chat"]):
         arguments = [*arguments, "--model", model]
     try:
         status: object = main(arguments)
@@ -153,8 +205,29 @@ def test_mistakes_are_one_line_and_exit_2(
     assert status == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    (error,) = errors(printed.err)
-    assert expected in error
+    (line,) = printed.err.splitlines()
+    assert line.startswith("vision-lm: error: ")
+    assert expected in line
+
+
+def test_a_permitted_url_is_answered(
+    model: str, images: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--allow-url-host` may be repeated, and reaches the fetching of every command."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def fetch_url(url: str, *, allow_hosts: list[str], max_bytes: int) -> bytes:
+        asked.append((url, allow_hosts))
+        return Path(images[0]).read_bytes()
+
+    monkeypatch.setattr("vision_lm.fetch.fetch_url", fetch_url)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is it?"))
+    url = "https://b.test/a.png"
+    for command in (["caption", url], ["ask", url, "What is it?"], ["chat", url]):
+        hosts = ["--allow-url-host", "a.test", "--allow-url-host", "b.test"]
+        assert main([*command, *hosts, "--model", model]) == 0
+        assert capsys.readouterr().out == f"{SAYING}\n"
+    assert asked == [(url, ["a.test", "b.test"])] * 3
 
 
 def test_info(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +235,7 @@ def test_info(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", model]) == 0
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     assert lines["image tokens"].strip() == "16, from patches 32 wide"
-    assert "UNTRAINED" in lines["projector"]
+    assert lines["projector"].strip().startswith("trained")
     parts = [int(lines[part].split()[-2].replace(",", "")) for part in ("encoder", "projector", "language")]
     assert f"{sum(parts):,} parameters" in lines["weights"]
 
@@ -222,3 +295,17 @@ def test_an_interrupt_is_quiet(model: str, images: list[str]) -> None:
     _, printed = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors(printed) == []
+
+
+def test_bytes_that_are_no_text_cost_one_question(model: str, images: list[str]) -> None:
+    """In a chat from a file of another encoding, the line that is not UTF-8 is refused and the others are answered."""
+    done = subprocess.run(
+        [*COMMAND, "chat", images[0], "--model", model],
+        input=b"What is it?\nQu\xe9?\nWhat?\n",
+        capture_output=True,
+        env=os.environ | {"PYTHONUTF8": "1"},
+    )
+    assert done.returncode == 2
+    assert done.stdout.decode() == f"{SAYING}\n{SAYING}\n"
+    (error,) = errors(done.stderr.decode())
+    assert "at place 3" in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import random_phi, text_config, train_tokenizer
+from conftest import VIT, random_phi, text_config, train_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -18,8 +19,9 @@ from vision_lm.checkpoint import read_checkpoint
 from vision_lm.cli import main
 from vision_lm.create import create
 from vision_lm.errors import CheckpointError
-from vision_lm.importers.open_clip import trained_model
+from vision_lm.importers.open_clip import read_tower, trained_model
 from vision_lm.model import VisionLM
+from vision_lm.skeleton import build_encoder_on_meta
 
 MODEL: dict[str, Any] = {
     "embed_dim": 24,
@@ -46,6 +48,11 @@ def clip_folder(tmp_path: Path) -> Path:
 def phi_folder(tmp_path: Path) -> Path:
     """A Phi of random weights, float16 and in several files, as transformers saves one."""
     return save_phi(tmp_path / "tiny-phi")
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8))
 
 
 def save_phi(folder: Path, vocab_size: int = 416) -> Path:
@@ -118,6 +125,38 @@ def test_features_are_open_clips_own(clip_folder: Path, phi_folder: Path, tmp_pa
     expected = expected["image_intermediates"][0].flatten(2).transpose(1, 2)  # (1, N, Dv)
     torch.testing.assert_close(encoder.preprocess(image), preprocess(image), atol=1e-5, rtol=0)
     torch.testing.assert_close(features.patches, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"resize_mode": "shortest"},
+        {"resize_mode": "squash"},
+        {"resize_mode": "longest"},
+        {"resize_mode": "longest", "fill_color": 200},
+        {"resize_mode": "longest", "fill_color": [10, 200, 30]},
+    ],
+)
+def test_pictures_are_fitted_as_open_clip_fits_them(
+    clip_folder: Path, settings: dict[str, Any], picture: Image.Image
+) -> None:
+    """A picture of 70 x 40 pixels cut, stretched, or padded with the fill colour: the pixels of open_clip's transform."""
+    preprocessing = PREPROCESSING | settings
+    change(clip_folder / "open_clip_config.json", preprocess_cfg=preprocessing)
+    encoder = build_encoder_on_meta(read_tower(str(clip_folder)).config)
+    if isinstance(color := settings.get("fill_color"), list):
+        preprocessing["fill_color"] = tuple(color)  # torchvision's pad takes no list
+    theirs = open_clip.transform.image_transform_v2(
+        open_clip.transform.PreprocessCfg(32, **preprocessing), False
+    )
+    torch.testing.assert_close(encoder.preprocess(picture), theirs(picture), atol=1e-5, rtol=0)
+
+
+def test_without_a_fill_colour_a_picture_is_padded_with_the_mean(picture: Image.Image) -> None:
+    """As in LLaVA: the padding is zero once it is normalised, up to the rounding to 8 bits."""
+    config = dataclasses.replace(VIT, resize="pad", mean=(0.4, 0.5, 0.6))
+    pixels = build_encoder_on_meta(config).preprocess(picture)  # (3, S, S)
+    assert pixels[:, 0].abs().max() < 0.01
 
 
 def test_the_seed_draws_the_projector_and_nothing_else(
@@ -240,3 +279,42 @@ def test_the_command_creates_and_says_that_the_projector_is_untrained(
         assert "untrained" in printed.err
     assert main(arguments) == 2
     assert "holds a checkpoint already" in capsys.readouterr().err
+
+
+def test_the_command_without_a_network_is_one_line(
+    clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub id that is not on this machine: what cannot be had, and what to do."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    out = str(tmp_path / "out")
+    assert main(["create", "--vision", str(clip_folder), "--text", "microsoft/phi-1_5", "--out", out]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith(
+        "vision-lm: error: microsoft/phi-1_5: not on this machine, and the hub cannot be reached"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_into_a_place_that_cannot_be_written_is_one_line(
+    clip_folder: Path, phi_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the system refuses is said like every other mistake."""
+    (tmp_path / "file").write_text("")
+    arguments = [
+        "--vision",
+        str(clip_folder),
+        "--text",
+        str(phi_folder),
+        "--out",
+        str(tmp_path / "file" / "out"),
+    ]
+    assert main(["create", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line == f"vision-lm: error: {tmp_path / 'file' / 'out'}: Not a directory"

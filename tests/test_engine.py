@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.conftest import random_phi, text_config
 from vision_lm.engine import Engine, Sampling, TorchDecoder
 from vision_lm.engine.sampling import choose
-from vision_lm.engine.stopping import Cycles, cut_caption, sentences_end
+from vision_lm.engine.stopping import Cycles
 from vision_lm.engine.torch_decoder import KVCache
 from vision_lm.errors import RequestError
 
@@ -192,42 +192,10 @@ def test_a_loop_is_cut_to_its_first_round(period: int) -> None:
         [7, 8, 7, 8, 7],  # "2, 2, 2"
         [5] * 16,  # sixteen zeros
         [1, 2, 3, 4] * 4,  # four equal items of a list
-        list(range(30)) * 2,  # one sentence twice: the caption's own rule is stricter
+        list(range(30)) * 2,  # one sentence twice: captions have a stricter rule
         list(itertools.chain.from_iterable([1, 2, 3, n] for n in range(10, 40))),  # "a cat, a dog, a ..."
     ],
 )
 def test_answers_that_repeat_a_little_are_no_loops(tokens: list[int]) -> None:
     """Short repetitions are legitimate answers."""
     assert run(tokens) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "reason", "cut"),
-    [
-        ("A cat. It sle", "length", ("A cat.", "length")),
-        ("A cat. It sle", "repetition", ("A cat.", "repetition")),
-        ("A cat. It sleeps", "stop", ("A cat. It sleeps", "stop")),
-        ("A cat on a", "length", ("A cat on a", "length")),
-        ("It costs 3.50 and", "length", ("It costs 3.50 and", "length")),
-        ("Is it a cat? Yes! It", "length", ("Is it a cat? Yes!", "length")),
-        ('It says "Stop." Then', "length", ('It says "Stop."', "length")),
-        ("A cat. A dog. A cat. A bird.", "stop", ("A cat. A dog.", "repetition")),
-        ("A cat.  a CAT. A dog.", "stop", ("A cat.", "repetition")),
-        ("Cat. Cat. Cat.", "stop", ("Cat.", "repetition")),
-        (
-            "No. 5 and no. 6 are red. No. 7 is not.",
-            "stop",
-            ("No. 5 and no. 6 are red. No. 7 is not.", "stop"),
-        ),
-        ("", "stop", ("", "stop")),
-    ],
-)
-def test_captions_end_at_a_sentence_and_say_none_twice(text: str, reason: Any, cut: tuple[str, str]) -> None:
-    """The caption's stopping rule, case by case."""
-    assert cut_caption(text, reason) == cut
-
-
-def test_an_unfinished_text_does_not_end_at_its_last_full_stop() -> None:
-    """While streaming, "3." may become "3.5": only a full stop with something behind it ends a sentence."""
-    assert sentences_end("A cat. It costs 3.", finished=False) == (6, False)
-    assert sentences_end("A cat. It costs 3.", finished=True) == (18, False)

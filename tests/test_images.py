@@ -29,14 +29,15 @@ def encode(image: Image.Image, format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, clear: bytes = b"") -> bytes:
     """A PNG made by hand: `rows` are the raw scanlines, each after its filter byte (PNG 1.2, section 4)."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    transparency = chunk(b"tRNS", clear) if clear else b""
+    data = chunk(b"IHDR", header) + transparency + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
 
@@ -440,6 +441,13 @@ def test_transparency_is_laid_on_white(picture: Image.Image) -> None:
             warnings.simplefilter("error")
             image = open_image(data)
         assert [image.getpixel((x, 0)) for x in range(3)] == expected
+
+
+def test_a_transparent_value_of_16_bit_grey_is_laid_on_white() -> None:
+    """PNG's tRNS names one of 65,536 values: its neighbour, the same after scaling, is not clear."""
+    rows = b"\0" + struct.pack(">3H", 0x8080, 0x8081, 0)
+    image = open_image(png(3, 1, 16, 0, rows, clear=struct.pack(">H", 0x8080)))
+    assert [image.getpixel((x, 0)) for x in range(3)] == [WHITE, (128, 128, 128), (0, 0, 0)]
 
 
 def test_grey_and_one_bit() -> None:

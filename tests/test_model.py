@@ -147,13 +147,13 @@ def test_a_truncated_caption_ends_at_its_sentence(vit_checkpoint: Checkpoint, pi
     """When the tokens run out, a caption drops its unfinished sentence; an answer keeps it."""
     vlm = VisionLM(scripted(vit_checkpoint, " The cube is. Answer image"), device="cpu")
     whole = vlm.caption(pictures[0])
-    assert (whole.text, whole.finish_reason) == ("The cube is. Answer image", "stop")
+    assert (whole.text, whole.finish_reason) == ("The cube is. Answer image.", "stop")
     count = len(whole.tokens) - 1
     cut = vlm.caption(pictures[0], max_tokens=count)
     assert (cut.text, cut.finish_reason) == ("The cube is.", "length")
     assert vlm.prompts.decode(cut.tokens).strip() == cut.text
     assert vlm.ask(None, "what?", max_tokens=count).text == "The cube is. Answer"
-    assert list(vlm.stream_caption(pictures[0])) == ["The cube is.", " Answer image"]
+    assert list(vlm.stream_caption(pictures[0])) == ["The cube is.", " Answer image."]
 
 
 def test_a_streamed_caption_takes_nothing_back(vit_checkpoint: Checkpoint, pictures: Pictures) -> None:
@@ -187,6 +187,7 @@ def test_one_bad_picture_costs_only_its_own_answer(vlm: VisionLM, pictures: Pict
         (" \n", "empty"),
         ("why " * 25_000, "characters"),
         ("what is <image> here?", "<image>"),
+        ("what is \ud83d here?", r"'\\ud83d' at place 9"),
         (None, "not text"),
     ],
 )
@@ -201,6 +202,16 @@ def test_a_bad_question_is_refused(vlm: VisionLM, pictures: Pictures, question: 
     assert isinstance(bad, RequestError)
     conversations = vlm.chat([[message("what?", [])], [message(question, [])], [{"role": "assistant"}]])
     assert [isinstance(reply, Answer) for reply in conversations] == [True, False, False]
+
+
+def test_half_a_character_in_an_earlier_answer_is_refused(vlm: VisionLM) -> None:
+    """What a client sends back as the assistant's words is checked like the question, alone and in a list."""
+    messages = [message("what?", []), {"role": "assistant", "content": "a \udcff"}, message("how many?", [])]
+    with pytest.raises(RequestError, match=r"the answer has '\\udcff' at place 3"):
+        vlm.chat(messages)
+    bad, good = vlm.chat([messages, [message("what?", [])]])
+    assert isinstance(bad, RequestError)
+    assert isinstance(good, Answer)
 
 
 def test_too_many_pictures_are_refused_with_the_numbers(vlm: VisionLM, pictures: Pictures) -> None:

@@ -15,6 +15,7 @@ from vision_lm.errors import (
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Collection
 
     from vision_lm.answer import Answer
     from vision_lm.model import VisionLM
@@ -34,11 +35,17 @@ __all__ = [
 ]
 
 
-def load(source: str | os.PathLike[str] = "mini", device: str = "auto", dtype: str = "auto") -> VisionLM:
+def load(
+    source: str | os.PathLike[str] = "mini",
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    allow_url_hosts: Collection[str] = (),
+) -> VisionLM:
     """A model from an embedded checkpoint's name, a folder or a hub id; see `VisionLM` for the rest."""
     from vision_lm.model import VisionLM
 
-    return VisionLM.from_pretrained(source, device, dtype)
+    return VisionLM.from_pretrained(source, device, dtype, allow_url_hosts=allow_url_hosts)
 
 
 def __getattr__(name: str) -> Any:

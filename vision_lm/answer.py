@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
+from vision_lm.captions import cut_caption, sentences_end
 from vision_lm.config import Calibration
 from vision_lm.engine import Generation, Token
-from vision_lm.engine.stopping import FinishReason, cut_caption, sentences_end
+from vision_lm.engine.stopping import FinishReason
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Answer:
     text: str
     confidence: float  # 0 to 1, calibrated: see `confidence`
     finish_reason: FinishReason  # "stop", "length" or "repetition"
-    tokens: tuple[int, ...]  # those that the text is made of
+    tokens: tuple[int, ...]  # those that the text is made of; a full stop added to a caption has none
     token_logprobs: tuple[float, ...]  # natural logarithms, one for each token
 
     def __str__(self) -> str:
@@ -56,12 +57,12 @@ class AnswerWriter:
         text, reason = self._text(generation.tokens), generation.finish_reason
         count = len(generation.tokens)
         if caption:
-            kept, reason = cut_caption(text, reason)
+            kept, full_stop, reason = cut_caption(text, reason)
             if kept != text:
-                text = kept
                 count = next(
-                    n for n in range(count + 1) if len(self._text(generation.tokens[:n])) >= len(text)
+                    n for n in range(count + 1) if len(self._text(generation.tokens[:n])) >= len(kept)
                 )
+            text = kept + full_stop
         logprobs = generation.logprobs[:count]
         return Answer(
             text, confidence(logprobs, self.calibration), reason, generation.tokens[:count], logprobs

@@ -92,10 +92,12 @@ def write_checkpoint(
     """Write a checkpoint. A process killed on the way leaves the old one, the new one, or none that loads.
 
     `tensors` must be exactly those of `expected_tensors(config)`, in any floating type, on any device.
+    Raises CheckpointError for what could not be read again.
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
+    config.check(str(folder))
     check_tensors(tensors, expected_tensors(config), folder)
     folder.mkdir(parents=True, exist_ok=True)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

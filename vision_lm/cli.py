@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vision_lm import __version__, commands
-from vision_lm.commands import BAD_INPUT, complain
+from vision_lm.commands import complain
 from vision_lm.errors import VisionLMError
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # exit statuses, as shells report these signals
@@ -28,12 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except VisionLMError as error:
-        return complain(error)
+        return complain(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         return BROKEN_PIPE
+    except OSError as error:  # a full disk, a folder that may not be written, a port that is taken
+        return complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 @contextmanager
@@ -42,6 +44,8 @@ def _quiet_libraries() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # so may a question, which is then refused
     logging.getLogger().setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -59,7 +63,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as every other error."""
-        self.exit(BAD_INPUT, f"vision-lm: error: {message}; see `{self.prog} --help`\n")
+        self.exit(complain(f"{message}; see `{self.prog} --help`"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,8 +96,17 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)"
         )
+        one.add_argument(
+            "--allow-url-host",
+            metavar="HOST",
+            action="append",
+            default=[],
+            help="fetch images given as http(s) URLs from this host (example.com, example.com:8080); may be repeated",
+        )
     for one in (captioned, asked):
-        one.add_argument("--json", action="store_true", help="a JSON object a line, with the confidence")
+        one.add_argument(
+            "--json", action="store_true", help="a JSON object a line, with confidence and tokens"
+        )
 
     created = command("create", commands.create, "compose a checkpoint of any size, its projector untrained")
     created.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ IMAGES_AT_ONCE = 16  # of a long list: their lines are printed as soon as these 
 
 def caption(options: argparse.Namespace) -> int:
     """One caption for each image."""
-    vlm = _load(options)
+    vlm = _load(options, options.allow_url_host)
     return _answer_each(
         options,
         whole=lambda images: vlm.caption(images, options.length),
@@ -35,7 +35,7 @@ def ask(options: argparse.Namespace) -> int:
     from vision_lm.prompts import check_question
 
     check_question(options.question)
-    vlm = _load(options)
+    vlm = _load(options, options.allow_url_host)
     return _answer_each(
         options,
         whole=lambda images: vlm.ask(images, options.question),
@@ -47,7 +47,7 @@ def chat(options: argparse.Namespace) -> int:
     """A conversation about all the images together: questions from the terminal, or a line each from stdin."""
     from vision_lm.images import open_image
 
-    images = [open_image(path) for path in options.images]
+    images = [open_image(path, allow_url_hosts=options.allow_url_host) for path in options.images]
     vlm = _load(options)
     status = 0
     messages: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ def chat(options: argparse.Namespace) -> int:
             text = _print_stream(vlm.stream_chat(messages))
         except VisionLMError as error:
             messages.pop()
-            status = complain(error)
+            status = complain(str(error))
         else:
             messages.append({"role": "assistant", "content": text})
     return status
@@ -147,8 +147,8 @@ def info(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(options: argparse.Namespace) -> VisionLM:
-    vlm = vision_lm.load(options.model, options.device)
+def _load(options: argparse.Namespace, allow_url_hosts: Sequence[str] = ()) -> VisionLM:
+    vlm = vision_lm.load(options.model, options.device, allow_url_hosts=allow_url_hosts)
     if not vlm.config.projector_trained:
         print(
             f"vision-lm: warning: the projector of {options.model} is untrained; what it says of a picture is noise",
@@ -172,7 +172,7 @@ def _answer_each(
         some = paths[start : start + IMAGES_AT_ONCE]
         for path, answer in zip(some, whole(some), strict=True):
             if isinstance(answer, VisionLMError):
-                status = complain(answer)
+                status = complain(str(answer))
             else:
                 print(_line(path, answer, options, alone=len(paths) == 1), flush=True)
     return status
@@ -185,6 +185,8 @@ def _line(path: str, answer: Answer, options: argparse.Namespace, alone: bool) -
             "text": answer.text,
             "confidence": round(answer.confidence, 4),
             "finish_reason": answer.finish_reason,
+            "tokens": answer.tokens,
+            "token_logprobs": [round(logprob, 4) for logprob in answer.token_logprobs],
         }
         return json.dumps(values)
     return answer.text if alone else f"{path}: {answer.text}"
@@ -226,8 +228,8 @@ def _extra(name: str) -> Iterator[None]:
         raise VisionLMError(f"{error.name} is not installed; pip install 'vision-lm[{name}]'") from error
 
 
-def complain(error: VisionLMError) -> int:
-    """Print an error in its one line, after what was printed before it."""
+def complain(error: str) -> int:
+    """Print an error in one line, whatever it quotes, after what was printed before it."""
     sys.stdout.flush()
-    print(f"vision-lm: error: {error}", file=sys.stderr, flush=True)
+    print(f"vision-lm: error: {' '.join(error.splitlines())}", file=sys.stderr, flush=True)
     return BAD_INPUT

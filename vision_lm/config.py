@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
+import math
+import string
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from vision_lm.errors import CheckpointError
+from vision_lm.typed_fields import FieldReader
 
 FORMAT = 1
 
@@ -29,6 +31,7 @@ class VisionConfig:
     std: tuple[float, float, float]
     quick_gelu: bool = False  # OpenAI's CLIP weights were trained with it
     resize: Literal["squash", "crop", "pad"] = "squash"
+    fill: tuple[float, float, float] | None = None  # what "pad" pads with, 0 to 1; None: the mean
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     features: tuple[int, ...] = (-2,)  # hidden states, concatenated on the coarsest grid
     pooled: tuple[Literal["all", "centre"], ...] = ()  # CLIP embeddings added as tokens of their own
@@ -127,7 +130,7 @@ class Config:
             raise CheckpointError(
                 f"{path}: not valid JSON ({error}); the file is damaged or half-written, fetch it again"
             ) from None
-        config = _build(cls, raw, f"{path}")
+        config = FieldReader(CheckpointError).read(cls, raw, str(path))
         if config.format != FORMAT:
             raise CheckpointError(
                 f"{path}: format {config.format}, this version reads {FORMAT}; update vision-lm"
@@ -136,60 +139,74 @@ class Config:
         return config
 
     def check(self, where: str) -> None:
-        """Sizes that must agree with each other."""
-        text, projector, vision = self.text, self.projector, self.vision
-        wrong = None
+        """Values that make sense, and sizes that agree with each other. Raises CheckpointError for the first that is wrong."""
+        for wrong in self._problems():
+            raise CheckpointError(f"{where}: {wrong}; put the config right, or fetch the checkpoint again")
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong, the foundations first: what comes later may divide by what comes before."""
+        text, projector, vision, prompt = self.text, self.projector, self.vision, self.prompt
+        for part, names in _POSITIVE.items():
+            for name in names:
+                if not getattr(getattr(self, part), name) > 0:  # so that not-a-number is refused too
+                    yield f"{part}.{name} is {getattr(getattr(self, part), name)}, allowed: above 0"
+        for name in ("pooled_features", "positions"):
+            if getattr(projector, name) < 0:
+                yield f"projector.{name} is {getattr(projector, name)}, allowed: 0 (none) and above"
+        if not all(spread > 0 for spread in vision.std):
+            yield f"vision.std is {list(vision.std)}, allowed: above 0"
+        if not all(0 <= level <= 1 for level in vision.fill or ()):
+            yield f"vision.fill is {list(vision.fill or ())}, allowed: 0 to 1"
+        if not all(map(math.isfinite, (self.calibration.scale, self.calibration.shift))):
+            yield f"calibration is {self.calibration.scale}, {self.calibration.shift}, allowed: finite numbers"
+        if not text.partial_rotary_factor <= 1:
+            yield f"text.partial_rotary_factor is {text.partial_rotary_factor}, allowed: up to 1"
         if projector.out_features != text.hidden_size:
-            wrong = (
-                f"projector.out_features {projector.out_features} is not text.hidden_size {text.hidden_size}"
-            )
-        elif text.hidden_size % text.num_attention_heads:
-            wrong = (
-                f"text.hidden_size {text.hidden_size} is not divisible by {text.num_attention_heads} heads"
-            )
-        elif text.num_attention_heads % text.num_key_value_heads:
-            wrong = (
-                f"{text.num_attention_heads} heads cannot share {text.num_key_value_heads} key-value heads"
-            )
-        elif bool(vision.pooled) != bool(projector.pooled_features):
-            wrong = f"vision.pooled {list(vision.pooled)} and projector.pooled_features {projector.pooled_features} disagree"
-        elif not 0 <= self.prompt.image_token_id < text.vocab_size:
-            wrong = f"prompt.image_token_id {self.prompt.image_token_id} is outside the {text.vocab_size} embedding rows"
-        if wrong:
-            raise CheckpointError(f"{where}: {wrong}; the config does not describe one model")
+            yield f"projector.out_features {projector.out_features} is not text.hidden_size {text.hidden_size}"
+        if text.hidden_size % text.num_attention_heads:
+            yield f"text.hidden_size {text.hidden_size} is not divisible by {text.num_attention_heads} heads"
+        if text.num_attention_heads % text.num_key_value_heads:
+            yield f"{text.num_attention_heads} heads cannot share {text.num_key_value_heads} key-value heads"
+        if text.rotary_dim % 2:
+            yield f"text.partial_rotary_factor turns {text.rotary_dim} of a head's {text.head_dim} values, allowed: an even number"
+        if bool(vision.pooled) != bool(projector.pooled_features):
+            yield f"vision.pooled {list(vision.pooled)} and projector.pooled_features {projector.pooled_features} disagree"
+        for name in ("image_token_id", "eos_token_id"):
+            if not 0 <= getattr(prompt, name) < text.vocab_size:
+                yield f"prompt.{name} {getattr(prompt, name)} is outside the {text.vocab_size} embedding rows"
+        for name in ("question", "answer"):
+            template = getattr(prompt, name)
+            if _blanks(template) != [name]:
+                yield f"prompt.{name} is {template[:60]!r}, allowed: text with {{{name}}} once and no other field"
 
 
-def _build(kind: Any, raw: Any, where: str) -> Any:
-    """Fill a dataclass from JSON, refusing unknown keys, missing keys and wrong types."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{where}: expected an object, found {type(raw).__name__}")
-        fields = {f.name: f for f in dataclasses.fields(kind)}
-        hints = typing.get_type_hints(kind)
-        for key in raw:
-            if key not in fields:
-                raise CheckpointError(f"{where}: unknown key {key!r}; allowed: {', '.join(fields)}")
-        for key, f in fields.items():
-            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-            if required and key not in raw:
-                raise CheckpointError(f"{where}: key {key!r} is missing")
-        return kind(**{key: _build(hints[key], value, f"{where}: {key}") for key, value in raw.items()})  # type: ignore[operator]
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if raw not in args:
-            raise CheckpointError(f"{where}: {raw!r} is not one of {', '.join(map(repr, args))}")
-        return raw
-    if origin is tuple:
-        if not isinstance(raw, list) or (args[-1] is not Ellipsis and len(raw) != len(args)):
-            raise CheckpointError(
-                f"{where}: expected a list of {'values' if args[-1] is Ellipsis else len(args)}, found {raw!r}"
-            )
-        return tuple(_build(args[0], value, where) for value in raw)
-    if origin in (typing.Union, types.UnionType):
-        return None if raw is None else _build(args[0], raw, where)
-    wanted = dict if origin is dict else kind
-    if wanted is float and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
-    if not isinstance(raw, wanted) or (wanted is int and isinstance(raw, bool)):
-        raise CheckpointError(f"{where}: expected {wanted.__name__}, found {raw!r}")
-    return raw
+# Of these even 0 makes no model.
+_POSITIVE = {
+    "vision": ("embed_dim", "image_size"),
+    "projector": ("in_features", "hidden_features", "out_features"),
+    "text": (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "rope_theta",
+        "partial_rotary_factor",
+        "layer_norm_eps",
+    ),
+}
+
+
+def _blanks(template: str) -> list[str]:
+    """What `template.format()` would fill in, each as it is written between its braces."""
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError:  # a single brace
+        return []
+    return [
+        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+        for _, name, spec, conversion in pieces
+        if name is not None
+    ]

@@ -105,19 +105,25 @@ def _drop_unread_layers(tower: Any, last: int) -> None:
 
 
 def _fit(image: Image.Image, config: VisionConfig) -> Image.Image:
-    """Bring a picture to S x S: stretched, cropped to its centre square, or padded to a square with the mean."""
-    size = config.image_size
+    """Bring a picture to S x S as open_clip does: stretched, cut to its centre square, or padded to a square."""
+    size, (width, height) = config.image_size, image.size
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     box = None
     if config.resize == "crop":
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-    elif config.resize == "pad":  # scaled first: a square around a 1 x 50,000 picture would fill the memory
-        scale = size / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        square = Image.new("RGB", (size, size), tuple(round(255 * m) for m in config.mean))
-        scaled = image.resize((width, height), filters[config.interpolation])
-        square.paste(scaled, ((size - width) // 2, (size - height) // 2))
+        # open_clip scales the whole picture and then cuts, which for 1 x 50,000 pixels would fill the memory:
+        # this box is what its cut shows.
+        wide, high = (int(size * side / min(image.size)) for side in image.size)
+        left, top = round((wide - size) / 2), round((high - size) / 2)
+        right, bottom = left + size, top + size
+        # Multiplied first, these are whole at the picture's edges, which a box must not pass.
+        box = (left * width / wide, top * height / high, right * width / wide, bottom * height / high)
+    elif config.resize == "pad":
+        fill = config.mean if config.fill is None else config.fill
+        square = Image.new("RGB", (size, size), tuple(round(255 * level) for level in fill))
+        ratio = max(image.size) / size
+        scaled = image.resize(
+            (max(1, round(width / ratio)), max(1, round(height / ratio))), filters[config.interpolation]
+        )
+        square.paste(scaled, ((size - scaled.width) // 2, (size - scaled.height) // 2))
         return square
     return image.resize((size, size), filters[config.interpolation], box=box)

@@ -101,8 +101,8 @@ def _permitted(url: str, allowed: set[str]) -> _Request:
         raise ImageError(f"{name}: cannot be fetched; allowed: a path, http://HOST/PATH or https://HOST/PATH")
     permission = host if port == _DEFAULT_PORT[scheme] else f"{host}:{port}"
     if permission not in allowed:
-        permit = f"permit its host with allow_url_hosts=[{permission!r}], or download the picture first"
-        raise ImageError(f"{name}: URLs are not fetched without permission; {permit}")
+        permit = f"permit its host with allow_url_hosts=[{permission!r}] (--allow-url-host {permission})"
+        raise ImageError(f"{name}: not fetched without permission; {permit}, or download the picture first")
     query = "?" + quote(parts.query, safe=_URL_SYNTAX + "?") if parts.query else ""
     return _Request(name, scheme, host, port, path + query)
 

@@ -12,11 +12,12 @@ import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
 
 from vision_lm.errors import ImageError
+from vision_lm.upright_rgb import eight_bit, upright_rgb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,17 +61,6 @@ _NOT_ALLOWED = {
     "text": rb"[\x09-\x0d\x20-\x7e\x80-\xff]+\Z",
 }
 
-# EXIF tag 0x0112 -> what makes the picture upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 
 def open_image(
     source: ImageSource, *, limits: ImageLimits = ImageLimits(), allow_url_hosts: Collection[str] = ()
@@ -86,7 +76,7 @@ def open_image(
     name = _name(source)
     if isinstance(source, Image.Image):
         _check_size(source.size, name, limits)
-        return _upright_rgb(source, name)
+        return _decode(source, name)
     if isinstance(source, bytes):
         data = source
     elif isinstance(source, str) and source[:5].lower() == "data:":
@@ -98,8 +88,8 @@ def open_image(
     elif isinstance(source, (str, os.PathLike)):
         data = _read_file(source, name, limits)
     else:
-        return _upright_rgb(_from_array(source, name, limits), name)
-    return _upright_rgb(_read_header(data, name, limits), name)
+        return upright_rgb(_from_array(source, name, limits), name)
+    return _decode(_read_header(data, name, limits), name)
 
 
 def open_images(
@@ -187,26 +177,7 @@ def _from_array(array: Any, name: str, limits: ImageLimits) -> Image.Image:
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
         raise ImageError(f"{name}: shape {array.shape} is not a picture; allowed: (H, W) or (H, W, 1|3|4)")
     _check_size((array.shape[1], array.shape[0]), name, limits)
-    return _eight_bit(array, name)
-
-
-def _eight_bit(pixels: np.ndarray | Image.Image, name: str) -> Image.Image:
-    """Pixels of any allowed type -> 8-bit PIL image, full scale to full scale."""
-    import numpy as np
-
-    array = np.asarray(pixels)  # (H, W) or (H, W, 3|4)
-    if array.dtype.kind == "b":
-        array = array.astype(np.uint8) * 255
-    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = array >> 8  # the high byte: what Pillow keeps of 16-bit RGB
-    elif array.dtype.kind == "f":
-        low, high = float(array.min()), float(array.max())
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # resampling may overshoot that far; NaN fails too
-            raise ImageError(f"{name}: floats from {low:g} to {high:g}; allowed: 0 to 1 (rescale them)")
-        array = np.rint(array.clip(0, 1).astype(np.float32) * 255)
-    elif array.dtype != np.uint8:
-        raise ImageError(f"{name}: pixels of type {array.dtype}; allowed: uint8, uint16, bool, floats in 0-1")
-    return Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
+    return eight_bit(array, name)
 
 
 def _read_header(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
@@ -278,54 +249,15 @@ def _frame_count(image: Image.Image) -> str:
     return "100 or more"
 
 
-def _damaged(kind: str, name: str, error: Exception) -> ImageError:
-    detail = " ".join(str(error).split())[:100] or type(error).__name__
-    state = "truncated" if "truncated" in detail.lower() else "truncated or damaged"
-    return ImageError(f"{name}: the {kind} data is {state} ({detail}); give a complete file")
-
-
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Decode, and bring any mode, colour profile and orientation to plain RGB."""
+def _decode(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
     except Exception as error:
         raise _damaged(image.format or "picture", name, error) from error
-    try:
-        upright = _UPRIGHT.get(image.getexif().get(0x0112, 1))
-    except Exception:  # broken metadata must not cost a good picture
-        upright = None
-    profile = image.info.get("icc_profile")
-    if image.mode == "I":  # 32 bits that hold 16: how Pillow reads a 16-bit PGM
-        low, high = cast("tuple[int, int]", image.getextrema())
-        if low < 0 or high > 65_535:
-            raise ImageError(f"{name}: integers from {low} to {high}; allowed: 0 to 65535 (rescale them)")
-        image = image.convert("I;16")
-    if image.mode.startswith(("I;16", "F")):  # Pillow's own conversion to grey clips
-        image = _eight_bit(image, name)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-    elif image.mode not in ("L", "RGB", "CMYK"):
-        image = image.convert("RGB")
-    if profile:
-        image = _to_srgb(image, profile)
-    if image.mode == "RGBA":
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image.getchannel("A"))
-        image = white
-    image = image.convert("RGB")  # a copy even of RGB: never the caller's own image
-    if upright is not None:
-        image = image.transpose(upright)
-    image.info.clear()  # else opening the result again would turn it again
-    return image
+    return upright_rgb(image, name)
 
 
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    try:
-        from PIL import ImageCms
-
-        embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        srgb = ImageCms.createProfile("sRGB")
-        mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        return ImageCms.profileToProfile(image, embedded, srgb, outputMode=mode) or image
-    except Exception:  # a broken profile, one of another mode, or Pillow without ImageCms: keep the pixels
-        return image
+def _damaged(kind: str, name: str, error: Exception) -> ImageError:
+    detail = " ".join(str(error).split())[:100] or type(error).__name__
+    state = "truncated" if "truncated" in detail.lower() else "truncated or damaged"
+    return ImageError(f"{name}: the {kind} data is {state} ({detail}); give a complete file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar, Unpack, overload
 
@@ -55,9 +55,20 @@ class VisionLM:
     Every method takes `max_tokens`, `temperature`, `top_p`, `top_k` and `seed`; without them it is greedy.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") -> None:
-        """`device`: auto, cpu, cuda, cuda:1, ...; `dtype`: auto, float32, bfloat16 or float16."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        allow_url_hosts: Collection[str] = (),
+    ) -> None:
+        """`device`: auto, cpu, cuda, cuda:1, ...; `dtype`: auto, float32, bfloat16 or float16.
+
+        `allow_url_hosts`: the hosts from which pictures given as http(s) URLs are fetched; see `vision_lm.fetch`.
+        """
         self.checkpoint = checkpoint
+        self.allow_url_hosts = allow_url_hosts
         self.config = config = checkpoint.config
         self.device = choose_device(device)
         parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values())
@@ -82,10 +93,15 @@ class VisionLM:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], device: str = "auto", dtype: str = "auto"
+        cls,
+        source: str | os.PathLike[str],
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        allow_url_hosts: Collection[str] = (),
     ) -> VisionLM:
         """From an embedded name ("mini"), a folder, or a hub id ("owner/name"). Raises CheckpointError."""
-        return cls(read_checkpoint(source), device, dtype)
+        return cls(read_checkpoint(source), device, dtype, allow_url_hosts=allow_url_hosts)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the checkpoint that this model was made from, in its own dtype."""
@@ -168,8 +184,11 @@ class VisionLM:
 
     def encode_images(self, images: Sequence[ImageSource]) -> list[Tensor]:
         """The image tokens (M, Dt) of each picture, as the language model sees them. Raises ImageError."""
-        pictures = Pictures(self.encoder, self.projector)
+        pictures = self._pictures()
         return pictures.encode([pictures.open(image) for image in images])
+
+    def _pictures(self) -> Pictures:
+        return Pictures(self.encoder, self.projector, self.allow_url_hosts)
 
     def _caption_task(self, length: CaptionLength, options: Options) -> tuple[str, Task]:
         question = self.prompts.caption_question(length)
@@ -184,11 +203,11 @@ class VisionLM:
         return Task(sampling, caption, shorten="max_tokens" not in options)
 
     def _reply(self, turns: Sequence[Turn], task: Task) -> Answer:
-        pictures = Pictures(self.encoder, self.projector)
+        pictures = self._pictures()
         return self._answers([self._request(turns, task, pictures)], task, pictures)[0]
 
     def _replies(self, conversations: Sequence[Sequence[Turn] | VisionLMError], task: Task) -> list[Reply]:
-        pictures = Pictures(self.encoder, self.projector)
+        pictures = self._pictures()
         replies: list[Reply] = []
         for start in range(0, len(conversations), WINDOW):
             window = conversations[start : start + WINDOW]
@@ -203,7 +222,7 @@ class VisionLM:
         return replies
 
     def _stream(self, turns: Sequence[Turn], task: Task) -> AnswerStream:
-        pictures = Pictures(self.encoder, self.projector)
+        pictures = self._pictures()
         request = self._request(turns, task, pictures)  # now: a bad one raises before the first piece
         tokens = self.engine.stream(self._embed(request, pictures), request.sampling)
         return AnswerStream(self.writer.pieces(tokens, caption=task.caption))

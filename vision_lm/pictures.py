@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,12 @@ class Picture:
 class Pictures:
     """The pictures of one call."""
 
-    def __init__(self, encoder: ImageEncoder, projector: Projector) -> None:
+    def __init__(
+        self, encoder: ImageEncoder, projector: Projector, allow_url_hosts: Collection[str] = ()
+    ) -> None:
         self.encoder = encoder
         self.projector = projector
+        self.allow_url_hosts = allow_url_hosts
         self._opened: dict[Any, Picture] = {}  # by source
         self._tokens: dict[bytes, Tensor] = {}  # by digest: (M, Dt)
 
@@ -40,7 +43,8 @@ class Pictures:
         """Read a picture and bring it to the encoder's size. Raises ImageError."""
         key = source if isinstance(source, (str, bytes, os.PathLike)) else id(source)
         if key not in self._opened:
-            pixels = self.encoder.preprocess(open_image(source))
+            image = open_image(source, allow_url_hosts=self.allow_url_hosts)
+            pixels = self.encoder.preprocess(image)
             self._opened[key] = Picture(pixels, hashlib.blake2b(pixels.numpy().tobytes()).digest())
         return self._opened[key]
 

@@ -65,6 +65,7 @@ class PromptBuilder:
 
     def answer_ids(self, answer: str) -> list[int]:
         """The answer and the token that ends it."""
+        _check_unicode(answer, "the answer")
         return self.encode(self.config.answer.format(answer=answer)) + [self.config.eos_token_id]
 
     def build(self, turns: Sequence[Turn]) -> Prompt:
@@ -100,7 +101,18 @@ def check_question(question: str) -> str:
         raise RequestError(
             f"the question contains {PLACEHOLDER!r}, which marks a picture's place; leave it out and give pictures as images"
         )
+    _check_unicode(stripped, "the question")
     return stripped
+
+
+def _check_unicode(text: str, what: str) -> None:
+    """A lone surrogate is no character and has no tokens: half of an emoji, or bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{what} has {ascii(text[error.start])} at place {error.start + 1}, which is no character; give valid Unicode text"
+        ) from None
 
 
 def turns_from_messages(messages: Sequence[dict[str, Any]]) -> list[Turn]:

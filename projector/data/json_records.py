@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,25 +14,33 @@ from vision_lm.errors import DataError
 CHUNK = 1 << 20  # characters read at a time; a record may be longer
 
 
-def iter_records(path: Path) -> Iterator[tuple[str | None, int, Any]]:
-    """The records of a JSON file as (key, number from 1, value): every element of the outermost array (key
-    None), or of each array in the outermost object; any other value in that object comes whole, as number 1.
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a JSON file, and where it stands."""
+
+    key: str | None  # of the outermost object's array or value that it is from; None in an outermost array
+    number: int  # in that array, from 1
+    line: int  # where it begins, from 1
+    value: Any
+
+
+def iter_records(path: Path) -> Iterator[Record]:
+    """The records of a JSON file: every element of the outermost array, or of each array in the outermost object;
+    any other value in that object comes whole, as number 1.
 
     Raises DataError with line and column where the JSON is wrong or cut short.
     """
     with path.open(encoding="utf-8-sig") as file:
         text = JsonText(path, file)
         if text.take("[{") == "[":
-            for number, value in enumerate(text.elements(), start=1):
-                yield None, number, value
+            yield from text.elements(None)
         else:
             for key in text.members():
                 if text.peek() == "[":
                     text.take("[")
-                    for number, value in enumerate(text.elements(), start=1):
-                        yield key, number, value
+                    yield from text.elements(key)
                 else:
-                    yield key, 1, text.value()
+                    yield Record(key, 1, text.here(), text.value())
         if text.peek():
             raise text.error("text after the end of the JSON (a file with one object a line is format jsonl)")
 
@@ -43,17 +53,17 @@ class JsonText:
         self.file = file
         self.window = ""
         self.at = 0  # the next character, in the window
-        self.line, self.column = 1, 1  # of the window's first character
+        self.known, self.line, self.column = 0, 1, 1  # a character in the window, and where it is in the file
         self.ended = False
         self.decoder = json.JSONDecoder()
 
-    def elements(self) -> Iterator[Any]:
+    def elements(self, key: str | None) -> Iterator[Record]:
         """The values of an array whose bracket has been taken, and its closing bracket."""
         if self.peek() == "]":
             self.take("]")
             return
-        while True:
-            yield self.value()
+        for number in itertools.count(1):
+            yield Record(key, number, self.here(), self.value())
             if self.take(",]") == "]":
                 return
 
@@ -110,20 +120,31 @@ class JsonText:
 
     def move(self) -> None:
         """Drops what has been read and reads on, twice as far each time a record does not fit."""
-        self.line, self.column = self.position(self.at)
+        self._note()
         rest = self.window[self.at :]
         try:
             more = self.file.read(max(CHUNK, len(rest)))
         except UnicodeDecodeError as error:
             raise DataError(f"{self.path}: not UTF-8 text, after line {self.line}: {error.reason}") from None
-        self.window, self.at, self.ended = rest + more, 0, not more
+        self.window, self.at, self.known, self.ended = rest + more, 0, 0, not more
+
+    def here(self) -> int:
+        """The line of the next character that is not white space."""
+        self.peek()
+        self._note()
+        return self.line
 
     def position(self, index: int) -> tuple[int, int]:
-        """Line and column in the file, both from 1, of a character in the window."""
-        newlines = self.window.count("\n", 0, index)
+        """Line and column in the file, both from 1, of a character in the window that is still to be read."""
+        newlines = self.window.count("\n", self.known, index)
         if not newlines:
-            return self.line, self.column + index
-        return self.line + newlines, index - self.window.rfind("\n", 0, index)
+            return self.line, self.column + index - self.known
+        return self.line + newlines, index - self.window.rfind("\n", self.known, index)
+
+    def _note(self) -> None:
+        """Counts the lines up to the next character, once: the file may be one long line or millions."""
+        self.line, self.column = self.position(self.at)
+        self.known = self.at
 
     def error(self, problem: str, index: int | None = None) -> DataError:
         line, column = self.position(self.at if index is None else index)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from projector.data.json_records import iter_records
+from projector.data.json_records import Record, iter_records
 from projector.data.samples import (
     BadRecords,
     Sample,
@@ -78,7 +79,8 @@ def _detect_format(path: Path) -> Format:
     """Tells the format from the first telling key, reading no further."""
     if path.suffix == ".jsonl":  # so that even a first line that is not JSON is reported as a line
         return "jsonl"
-    for key, _, value in iter_records(path):
+    for record in iter_records(path):
+        key, value = record.key, record.value
         keys = value.keys() if isinstance(value, dict) else ()
         if key is None and "conversations" in keys:
             return "llava"
@@ -104,11 +106,11 @@ def _detect_format(path: Path) -> Format:
 
 
 def _read_llava(path: Path, root: Path, bad: BadRecords | None) -> Iterator[Sample]:
-    for key, number, record in iter_records(path):
-        if key is not None:
+    for record in iter_records(path):
+        if record.key is not None:
             raise DataError(f"{path}: is a JSON object; LLaVA conversations are a JSON array of records")
         try:
-            sample = _llava_sample(record, root, _record_name(path, key, record, "id", number))
+            sample = _llava_sample(record.value, root, _place(path, record, "id"))
         except DataError as error:
             reject(error, bad)
         else:
@@ -151,76 +153,83 @@ def _llava_sample(record: Any, root: Path, where: str) -> Sample:
 
 
 def _read_coco(path: Path, root: Path, bad: BadRecords | None) -> Iterator[Sample]:
-    names: dict[int, str | None] = {}  # image id -> file name; None where the entry was bad
-    captions: dict[int, list[tuple[str, str]]] = {}  # image id -> caption and name in messages, of each
-    for key, number, record in iter_records(path):
-        if key not in ("images", "annotations"):
+    images: dict[int, tuple[str, str] | None] = {}  # image id -> file name and place; None where it was bad
+    captions: dict[int, list[tuple[str, str]]] = {}  # image id -> text and place of each
+    for record in iter_records(path):
+        if record.key not in ("images", "annotations"):
             continue
-        where = _record_name(path, key, record, "id", number)
+        where = _place(path, record, "id")
         try:
-            if key == "images":
-                image_id = _new_id(names, record, "id", where)
-                names[image_id] = _field(record, "file_name", str, where)
+            if record.key == "images":
+                image_id = _new_id(images, record.value, "id", where)
+                images[image_id] = (_field(record.value, "file_name", str, where), where)
             else:
-                image_id = _field(record, "image_id", int, where)
-                caption = text_field(record, "caption", where)
+                image_id = _field(record.value, "image_id", int, where)
+                caption = text_field(record.value, "caption", where)
                 captions.setdefault(image_id, []).append((caption, where))
         except DataError as error:
             reject(error, bad)
 
     for image_id, listed in captions.items():
-        if image_id not in names:
+        if image_id not in images:
             for _, where in listed:
                 reject(DataError(f"{where}: is about image {image_id}, which 'images' does not list"), bad)
-        name = names.get(image_id)
-        if name is None:
+        image = images.get(image_id)
+        if image is None:
             continue
-        where = f"{path}#images/{image_id}"
+        name, where = image
         try:
-            images = existing_images([name], root, where)
+            pictures = existing_images([name], root, where)
         except DataError as error:
             reject(error, bad)
         else:
             requests = (caption_request(name, index) for index in range(len(listed)))
             turns = (Turn(asked, text, "caption") for asked, (text, _) in zip(requests, listed, strict=True))
-            yield Sample(images, tuple(turns), source=where)
+            yield Sample(pictures, tuple(turns), source=where)
 
 
 # VQAv2
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    image_id: int
+    text: str
+    where: str
 
 
 def _read_vqav2(path: Path, annotations: Path, root: Path, bad: BadRecords | None) -> Iterator[Sample]:
     require_file(annotations)
     subset, questions = _read_questions(path, bad)
     turns: dict[int, list[Turn]] = {}  # by image id
-    for key, number, record in iter_records(annotations):
-        if key == "data_subtype" and record != subset:
+    for record in iter_records(annotations):
+        if record.key == "data_subtype" and record.value != subset:
             raise DataError(
-                f"{annotations}: is for {shown(record)}, but {path} for {shown(subset)}; take a pair"
+                f"{annotations}: is for {shown(record.value)}, but {path} for {shown(subset)}; take a pair"
             )
-        if key != "annotations":
+        if record.key != "annotations":
             continue
-        where = _record_name(annotations, key, record, "question_id", number)
+        where = _place(annotations, record, "question_id")
         try:
-            question_id = _field(record, "question_id", int, where)
+            question_id = _field(record.value, "question_id", int, where)
             if question_id not in questions:
                 raise DataError(f"{where}: there is no such question in {path}, or it is answered already")
             asked = questions.pop(question_id)
             if asked is None:
                 continue
-            image_id, question = asked
-            if _field(record, "image_id", int, where) != image_id:
+            image_id = _field(record.value, "image_id", int, where)
+            if image_id != asked.image_id:
                 raise DataError(
-                    f"{where}: is about image {record['image_id']}, its question about image {image_id}"
+                    f"{where}: is about image {image_id}, its question about image {asked.image_id}"
                 )
-            answer = text_field(record, "multiple_choice_answer", where)
-            kind = _field(record, "answer_type", str, where)
-            turns.setdefault(image_id, []).append(Turn(question, answer, kind))
+            answer = text_field(record.value, "multiple_choice_answer", where)
+            kind = _field(record.value, "answer_type", str, where)
+            turns.setdefault(image_id, []).append(Turn(asked.text, answer, kind))
         except DataError as error:
             reject(error, bad)
-    for question_id, unanswered in questions.items():
+    for unanswered in questions.values():
         if unanswered is not None:
-            reject(DataError(f"{path}#questions/{question_id}: has no answer in {annotations}"), bad)
+            reject(DataError(f"{unanswered.where}: has no answer in {annotations}"), bad)
 
     for image_id, answered in turns.items():
         where = f"{path}#image_id/{image_id}"
@@ -232,20 +241,21 @@ def _read_vqav2(path: Path, annotations: Path, root: Path, bad: BadRecords | Non
             yield Sample(images, tuple(answered), source=where)
 
 
-def _read_questions(path: Path, bad: BadRecords | None) -> tuple[str, dict[int, tuple[int, str] | None]]:
-    """The name of the subset, and question id -> (image id, question), or None where the question was bad."""
+def _read_questions(path: Path, bad: BadRecords | None) -> tuple[str, dict[int, _Question | None]]:
+    """The name of the subset, and the questions by id, None where one was bad."""
     subset = None
-    questions: dict[int, tuple[int, str] | None] = {}
-    for key, number, record in iter_records(path):
-        if key == "data_subtype":
-            subset = record
-        if key != "questions":
+    questions: dict[int, _Question | None] = {}
+    for record in iter_records(path):
+        if record.key == "data_subtype":
+            subset = record.value
+        if record.key != "questions":
             continue
-        where = _record_name(path, key, record, "question_id", number)
+        where = _place(path, record, "question_id")
         try:
-            question_id = _new_id(questions, record, "question_id", where)
-            image_id = _field(record, "image_id", int, where)
-            questions[question_id] = (image_id, askable(text_field(record, "question", where), where))
+            question_id = _new_id(questions, record.value, "question_id", where)
+            image_id = _field(record.value, "image_id", int, where)
+            text = askable(text_field(record.value, "question", where), where)
+            questions[question_id] = _Question(image_id, text, where)
         except DataError as error:
             reject(error, bad)
     if not isinstance(subset, str):
@@ -258,13 +268,14 @@ def _read_questions(path: Path, bad: BadRecords | None) -> tuple[str, dict[int, 
 # Records and their fields
 
 
-def _record_name(path: Path, key: str | None, record: Any, id_name: str, number: int) -> str:
-    """How messages name a record: by its id, or by its place (from 1) where it has none."""
-    identity = record.get(id_name) if isinstance(record, dict) else None
+def _place(path: Path, record: Record, id_name: str) -> str:
+    """How messages name a record: by its line, and its id, or its number where it has none."""
+    identity = record.value.get(id_name) if isinstance(record.value, dict) else None
     if isinstance(identity, str | int):
         name = shown(identity).strip('"')
-        return f"{path}#{key}/{name}" if key else f"{path}#{name}"
-    return f"{path}: record {number} of '{key}'" if key else f"{path}: record {number}"
+        return f"{path}:{record.line}#{record.key}/{name}" if record.key else f"{path}:{record.line}#{name}"
+    array = f" of '{record.key}'" if record.key else ""
+    return f"{path}:{record.line}: record {record.number}{array}"
 
 
 def _field(record: Any, name: str, kind: type[T], where: str) -> T:

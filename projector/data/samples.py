@@ -46,14 +46,21 @@ class Sample:
     images: tuple[Path, ...]
     turns: tuple[Turn, ...]
     linked: bool = False  # True: one dialogue, later turns see earlier ones; False: independent questions
-    source: str = ""  # "file:line" or "file#id", for error messages
+    source: str = ""  # "file:line", perhaps with "#id", for error messages
 
 
 @dataclass
 class BadRecords:
     """Collects what is wrong with each skipped record, for a reader that is not to stop at the first."""
 
-    problems: list[str] = field(default_factory=list)  # "file:line: …" or "file#id: …"
+    problems: list[str] = field(default_factory=list)  # "file:line: …"
+    _seen: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def add(self, problem: str) -> None:
+        """Each problem counts once, however often its record is read or drawn."""
+        if problem not in self._seen:
+            self._seen.add(problem)
+            self.problems.append(problem)
 
     @property
     def count(self) -> int:
@@ -251,7 +258,7 @@ def reject(error: DataError, bad: BadRecords | None) -> None:
     """Stops at a bad record, or, given `bad`, only notes it there."""
     if bad is None:
         raise DataError(f"{error} (--skip-bad counts and lists bad records and goes on)") from None
-    bad.problems.append(str(error))
+    bad.add(str(error))
 
 
 def shown(value: Any) -> str:

@@ -182,13 +182,13 @@ def test_llava_conversations_become_dialogues(folder: Path) -> None:
         Turn("Is it moving?", "It is parked."),
     )
     assert _read(path) == [
-        Sample((folder / "coco/train2017/000000033471.jpg",), turns, True, f"{path}#000000033471"),
-        Sample((), (Turn("Name a prime.", "Seven."),), True, f"{path}#wgByO4Y_0"),
+        Sample((folder / "coco/train2017/000000033471.jpg",), turns, True, f"{path}:1#000000033471"),
+        Sample((), (Turn("Name a prime.", "Seven."),), True, f"{path}:1#wgByO4Y_0"),
         Sample(
             (folder / "a.png", folder / "b.png"),
             (Turn("Compare them.", "They are alike."),),
             True,
-            f"{path}#7",
+            f"{path}:1#7",
         ),
     ]
     (text_only,) = _read(_write(folder, "llava", [LLAVA[1] | {"image": None}]))
@@ -303,11 +303,11 @@ BAD_RECORDS = [
     ("jsonl", _set(2, "linked", to=1), "data.jsonl:3", "'linked' is 1; it must be true or false", 3),
     ("jsonl", _set(2, "turns", 0, "kind", to=None), "data.jsonl:3", "'kind' is null", 3),
     ("jsonl", _set(3, "caption", to=""), "data.jsonl:4", "'caption' is empty", 3),
-    ("llava", _set(1, to="text"), "llava.json: record 2", '"text" is not a JSON object', 2),
-    ("llava", _drop(1, "conversations"), "llava.json#wgByO4Y_0", "'conversations' is missing", 2),
-    ("llava", _set(1, "conversations", to=[]), "llava.json#wgByO4Y_0", "has 0 messages", 2),
-    ("llava", _drop(0, "conversations", 3), "llava.json#000000033471", "has 3 messages", 2),
-    ("llava", _drop(0, "conversations", 1), "llava.json#000000033471", "human and gpt must alternate", 2),
+    ("llava", _set(1, to="text"), "llava.json:1: record 2", '"text" is not a JSON object', 2),
+    ("llava", _drop(1, "conversations"), "llava.json:1#wgByO4Y_0", "'conversations' is missing", 2),
+    ("llava", _set(1, "conversations", to=[]), "llava.json:1#wgByO4Y_0", "has 0 messages", 2),
+    ("llava", _drop(0, "conversations", 3), "llava.json:1#000000033471", "has 3 messages", 2),
+    ("llava", _drop(0, "conversations", 1), "llava.json:1#000000033471", "human and gpt must alternate", 2),
     (
         "llava",
         _set(0, "conversations", 0, "from", to="user"),
@@ -325,27 +325,33 @@ BAD_RECORDS = [
         2,
     ),
     ("llava", _drop(0, "image"), "#000000033471", "<image> 1 times but names 0", 2),
-    ("llava", _set(2, "image", 1, to="gone.png"), "llava.json#7", '"gone.png" is not a file', 2),
-    ("llava", _set(2, to={"id": "a\n" * 99}), "llava.json#a\\na", "'conversations' is missing", 2),
-    ("coco", _drop("images", 1), "coco.json#annotations/819832", "is about image 384029, which 'images'", 1),
-    ("coco", _drop("images", 1, "file_name"), "coco.json#images/384029", "'file_name' is missing", 1),
+    ("llava", _set(2, "image", 1, to="gone.png"), "llava.json:1#7", '"gone.png" is not a file', 2),
+    ("llava", _set(2, to={"id": "a\n" * 99}), "llava.json:1#a\\na", "'conversations' is missing", 2),
+    (
+        "coco",
+        _drop("images", 1),
+        "coco.json:1#annotations/819832",
+        "is about image 384029, which 'images'",
+        1,
+    ),
+    ("coco", _drop("images", 1, "file_name"), "coco.json:1#images/384029", "'file_name' is missing", 1),
     (
         "coco",
         _set("images", 1, "file_name", to="c.png"),
-        "coco.json#images/384029",
+        "coco.json:1#images/384029",
         '"c.png" is not a file',
         1,
     ),
     ("coco", _set("images", 1, "id", to="x"), "#images/x", "'id' is \"x\"; it must be a whole number", None),
     ("coco", _append("images", value=COCO["images"][0]), "#images/57870", "second record with this 'id'", 2),
-    ("coco", _drop("annotations", 1, "caption"), "coco.json#annotations/819832", "'caption' is missing", 1),
+    ("coco", _drop("annotations", 1, "caption"), "coco.json:1#annotations/819832", "'caption' is missing", 1),
     ("coco", _set("annotations", 1, to=None), "record 2 of 'annotations'", "null is not a JSON object", 1),
-    ("vqav2", _drop(1, "annotations", 1), "vqav2.json#questions/9002", "has no answer in", 1),
-    ("vqav2", _drop(0, "questions", 1), "answers.json#annotations/9002", "there is no such question in", 1),
+    ("vqav2", _drop(1, "annotations", 1), "vqav2.json:1#questions/9002", "has no answer in", 1),
+    ("vqav2", _drop(0, "questions", 1), "answers.json:1#annotations/9002", "there is no such question in", 1),
     (
         "vqav2",
         _set(0, "questions", 1, "question", to=""),
-        "vqav2.json#questions/9002",
+        "vqav2.json:1#questions/9002",
         "'question' is empty",
         1,
     ),
@@ -353,7 +359,7 @@ BAD_RECORDS = [
     (
         "vqav2",
         _set(1, "annotations", 1, "image_id", to=8),
-        "answers.json#annotations/9002",
+        "answers.json:1#annotations/9002",
         "image 8, its",
         1,
     ),
@@ -497,7 +503,12 @@ def test_records_do_not_depend_on_the_chunk(
         for key, values in json.loads(text).items()
         for number, value in enumerate(values if isinstance(values, list) else [values], start=1)
     ]
-    assert list(json_records.iter_records(path)) == expected
+    records = list(json_records.iter_records(path))
+    assert [(record.key, record.number, record.value) for record in records] == expected
+    for record in records:
+        begins = json.dumps(record.value, ensure_ascii=ascii, indent=indent).splitlines()[0]
+        line = text.splitlines()[record.line - 1]
+        assert line.strip(" ,").endswith(begins) if indent else record.line == 1
     for end in range(0, len(text), 1 if indent is None else 11):
         path.write_text(text[:end], encoding="utf-8")
         with pytest.raises(DataError, match=r"tricky\.json:\d+: not JSON: "):

@@ -1,64 +1,39 @@
-"""Training: what a step learns from, what it may change, and that a killed run goes on as if nothing had happened."""
+"""Training: what a step learns from, what it may change, what is refused, and what comes of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from PIL import Image
 
 from projector.assemble import open_for_training
-from projector.data.samples import Sample, Turn, write_jsonl
-from projector.packing import collate, pack_sample
+from projector.data.samples import Sample, Turn
+from projector.feature_cache import FeatureCache
+from projector.packing import IGNORED, collate, pack_sample
 from projector.recipe import Recipe, Source
-from projector.train import Run, check_stage, main
-from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from projector.train import main
+from tests.projector.colour_run import COLOURS, recipe, recipe_file, run, write_data, write_start
+from vision_lm.checkpoint import Checkpoint, read_checkpoint
 from vision_lm.encoder import Features
 from vision_lm.errors import DataError, TrainingError
+from vision_lm.images import open_image
 from vision_lm.model import VisionLM
 from vision_lm.prompts import PromptBuilder
-
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "white": (250, 250, 250)}
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Four plain pictures, each with its colour asked in two ways."""
-    samples = []
-    for name, rgb in COLOURS.items():
-        Image.new("RGB", (40, 40), rgb).save(tmp_path / f"{name}.png")
-        turns = (Turn("What colour is it?", name), Turn("Is it red?", "yes" if name == "red" else "no"))
-        samples.append(Sample((tmp_path / f"{name}.png",), turns))
-    write_jsonl(tmp_path / "train.jsonl", samples)
-    return tmp_path / "train.jsonl"
+    return write_data(tmp_path)
 
 
 @pytest.fixture
 def start(tmp_path: Path, trunk_checkpoint: Checkpoint) -> Path:
-    """A checkpoint folder to train from."""
-    c = trunk_checkpoint
-    write_checkpoint(tmp_path / "start", c.config, c.tensors, c.tokenizer)
-    return tmp_path / "start"
-
-
-def recipe(start: Path, data: Path, **changes: Any) -> Recipe:
-    settings: dict[str, Any] = {
-        "checkpoint": str(start),
-        "out": str(data.parent / "out"),
-        "sources": (Source(str(data)),),
-        "language_model": "full",
-        "steps": 6,
-        "batch_size": 3,
-        "learning_rate": 3e-3,
-        "precision": "no",
-        "save_every": 100,
-    }
-    return Recipe(**(settings | changes))
+    return write_start(tmp_path, trunk_checkpoint)
 
 
 def test_packed_questions_learn_as_if_alone(trunk_checkpoint: Checkpoint) -> None:
@@ -108,33 +83,38 @@ def test_dialogue_turns_see_earlier_ones(trunk_checkpoint: Checkpoint) -> None:
     assert abs(second_turn("a cat", linked=True) - second_turn("a dog", linked=True)) > 1e-4
 
 
-@pytest.mark.parametrize(("cached", "optimizer"), [(False, "adamw"), (True, "muon")])
-def test_resume_is_exact(start: Path, data: Path, tmp_path: Path, cached: bool, optimizer: str) -> None:
-    """A run stopped after three steps and resumed has the losses and the weights of one that was not."""
-    cache = {"optimizer": optimizer} | ({"feature_cache": str(tmp_path / "features")} if cached else {})
-    straight = Run(recipe(start, data, **cache), Accelerator(cpu=True, mixed_precision="no"))
-    expected = [straight.advance() for _ in range(6)]
-    first = Run(recipe(start, data, **cache), Accelerator(cpu=True, mixed_precision="no"))
-    losses = [first.advance() for _ in range(3)]
-    first.save()
-    del first
-    second = Run(recipe(start, data, **cache), Accelerator(cpu=True, mixed_precision="no"))
-    second.restore()
-    losses += [second.advance() for _ in range(3)]
-    assert losses == expected
-    for (name, ours), theirs in zip(
-        second.model.state_dict().items(), straight.model.state_dict().values(), strict=True
+def test_an_answer_begins_within_max_tokens(trunk_checkpoint: Checkpoint) -> None:
+    """A question too long to be answered gives way to the next one; a row that teaches nothing is refused."""
+    prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 11)
+    long, short = Turn("Why? " * 20, "red"), Turn("What is it?", "a cube " * 50)
+    row = pack_sample(Sample((Path("x"),), (long, short)), prompts, 60)
+    assert len(row.ids) == 60
+    learnt = 60 - 11 - len(prompts.encode(prompts.config.question.format(question=short.question))) + 1
+    assert [label for label in row.labels if label != IGNORED] == prompts.answer_ids(short.answer)[:learnt]
+    for images, turns, linked in (
+        ((), (long,), False),
+        ((Path("x"),) * 6, (short,), False),
+        ((), (long, short), True),
     ):
-        assert torch.equal(ours, theirs), name
+        with pytest.raises(DataError, match=r"a\.jsonl:7: .* leave no room .* max_tokens is 60"):
+            pack_sample(Sample(images, turns, linked, "a.jsonl:7"), prompts, 60)
 
 
-def test_a_changed_recipe_is_not_resumed(start: Path, data: Path) -> None:
-    """Resuming with other settings would be another run: refused, naming the setting."""
-    run = Run(recipe(start, data), Accelerator(cpu=True, mixed_precision="no"))
-    run.save()
-    other = Run(recipe(start, data, learning_rate=1e-4), Accelerator(cpu=True, mixed_precision="no"))
-    with pytest.raises(TrainingError, match="learning_rate"):
-        other.restore()
+@pytest.mark.parametrize("settings", [{}, {"tower": "full"}, {"language_model": "lora"}])
+def test_a_batch_of_text_reaches_every_trained_weight(
+    trunk_checkpoint: Checkpoint, settings: dict[str, Any]
+) -> None:
+    """With zeros where only a picture would teach: DistributedDataParallel waits for the gradient of each."""
+    whole = {"language_model": "full"} | settings
+    model = open_for_training(trunk_checkpoint, Recipe("", "", (Source(""),), **whole))
+    prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 11)
+    model(
+        collate([pack_sample(Sample((), (Turn("Two plus two?", "Four."),)), prompts, 500)]), None, None
+    ).backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+    assert not [name for name, gradient in gradients.items() if gradient is None]
+    seeing = [gradient for name, gradient in gradients.items() if not name.startswith("phi.")]
+    assert seeing and not any(gradient.any() for gradient in seeing if gradient is not None)
 
 
 @pytest.mark.parametrize(
@@ -152,55 +132,88 @@ def test_only_what_the_recipe_trains_changes(
     start: Path, data: Path, settings: dict[str, Any], changed: set[str]
 ) -> None:
     """Frozen parts come out bit for bit; LoRA comes out merged into ordinary weights, under the same names."""
-    run = Run(recipe(start, data, **settings), Accelerator(cpu=True, mixed_precision="no"))
+    trained = run(recipe(start, data, **settings))
     for _ in range(2):
-        run.advance()
-    run.save()
+        trained.advance()
+    trained.save()
     before, after = read_checkpoint(start).tensors, read_checkpoint(data.parent / "out").tensors
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == changed
 
 
-def test_training_teaches(start: Path, data: Path, tmp_path: Path) -> None:
+def test_lora_alone_may_be_trained_by_muon(start: Path, data: Path) -> None:
+    """Then nothing is left for AdamW."""
+    settings = {"language_model": "lora", "projector": "frozen", "optimizer": "muon"}
+    assert len(run(recipe(start, data, **settings)).optimizers) == 1
+
+
+def test_training_teaches(start: Path, data: Path) -> None:
     """From the recipe file to a checkpoint that answers rightly what it was taught, with curves on the way."""
-    (tmp_path / "recipe.yaml").write_text(
-        f"checkpoint: {start}\nout: {tmp_path / 'out'}\nsources: [{{path: {data}}}]\nlanguage_model: full\n"
-        "steps: 60\nbatch_size: 4\nlearning_rate: 0.003\nprecision: 'no'\nlog_every: 5\n"
-    )
-    folder = main(tmp_path / "recipe.yaml", "instruct")
+    path = recipe_file(start, data, steps=60, log_every=5)
+    folder = main(path, "instruct")
     vlm = VisionLM.from_pretrained(folder, device="cpu")
     assert vlm.config.projector_trained
     images = [data.parent / f"{name}.png" for name in COLOURS]
     assert [str(answer) for answer in vlm.ask(images, "What colour is it?")] == list(COLOURS)
     assert list(folder.rglob("events.out.tfevents*"))
     with pytest.raises(TrainingError, match="--resume"):
-        main(tmp_path / "recipe.yaml", "instruct")
+        main(path, "instruct")
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_picture_that_cannot_be_read(start: Path, data: Path, tmp_path: Path, cached: bool) -> None:
-    """Strict: an error that names the picture. With --skip-bad: counted, listed, and the rest is trained."""
+def test_a_picture_that_cannot_be_read(
+    start: Path, data: Path, tmp_path: Path, cached: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Strict: an error with the record, the picture and the reason. With --skip-bad: counted once however often it is
+    drawn, listed, and the rest is trained."""
     (tmp_path / "blue.png").write_text("not a picture")
-    text = (
-        f"checkpoint: {start}\nout: {tmp_path / 'out'}\nsources: [{{path: {data}}}]\nlanguage_model: full\n"
-    )
-    text += "steps: 4\nbatch_size: 4\nprecision: 'no'\n" + (
-        f"feature_cache: {tmp_path / 'f'}\n" if cached else ""
-    )
-    (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(DataError, match=r"blue\.png"):
-        main(tmp_path / "recipe.yaml", "instruct")
-    main(tmp_path / "recipe.yaml", "instruct", skip_bad=True)
+    path = recipe_file(start, data, feature_cache=str(tmp_path / "features") if cached else None)
+    problem = r"train\.jsonl:3: .*blue\.png: this is text, not a picture"
+    with pytest.raises(DataError, match=problem):
+        main(path, "instruct")
+    main(path, "instruct", skip_bad=True)
+    assert re.search(rf"^1 bad record skipped\n  .*{problem}", capsys.readouterr().out)
     assert read_checkpoint(tmp_path / "out").config.projector_trained
 
 
-def test_bad_records_and_recipes_are_named(start: Path, data: Path, tmp_path: Path) -> None:
-    """One line that says which file, which line or key, and what is allowed."""
+@pytest.mark.parametrize("cached", [False, True])
+def test_bad_records_are_listed_even_when_the_run_fails(
+    start: Path, data: Path, tmp_path: Path, cached: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was skipped may be why."""
+    for name in COLOURS:
+        (tmp_path / f"{name}.png").write_text("not a picture")
+    path = recipe_file(start, data, feature_cache=str(tmp_path / "features") if cached else None)
+    with pytest.raises(DataError, match="no usable sample is left" if cached else "samples in a row"):
+        main(path, "instruct", skip_bad=True)
+    assert "4 bad records skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_pictures_of_more_tokens_than_fit(start: Path, data: Path, tmp_path: Path, cached: bool) -> None:
+    """One line names the record and the setting, whether bad records are skipped or not: none is left."""
+    cache = str(tmp_path / "features") if cached else None
+    path = recipe_file(start, data, max_tokens=11, feature_cache=cache)
+    for skip in (False, True):
+        with pytest.raises(DataError, match=r"train\.jsonl:\d: 11 image tokens .* max_tokens is 11"):
+            main(path, "instruct", skip_bad=skip)
+
+
+def test_bad_records_are_named(start: Path, data: Path) -> None:
+    """One line that says which file, which line, and what is missing."""
     lines = data.read_text().splitlines()
     data.write_text("\n".join([lines[0], json.dumps({"image": "red.png", "question": "What?"}), lines[1]]))
     with pytest.raises(DataError, match=r"train\.jsonl:2.*answer"):
-        Run(recipe(start, data), Accelerator(cpu=True, mixed_precision="no"))
-    (tmp_path / "bad.yaml").write_text("checkpoint: a\nout: b\nsources: [{path: c}]\nlerning_rate: 1\n")
-    with pytest.raises(TrainingError, match="unknown key 'lerning_rate'; allowed: .*learning_rate"):
-        Recipe.load(tmp_path / "bad.yaml")
-    with pytest.raises(TrainingError, match="align trains the projector alone"):
-        check_stage(recipe(start, data), "align")
+        run(recipe(start, data))
+
+
+def test_a_feature_cache_outlives_a_kill(trunk_checkpoint: Checkpoint, data: Path, tmp_path: Path) -> None:
+    """Features whose name was cut off half way are made anew, and every later one is its own picture's."""
+    encoder = open_for_training(trunk_checkpoint, Recipe("", "", (Source(""),))).encoder
+    paths = [data.parent / f"{name}.png" for name in COLOURS]
+    FeatureCache(tmp_path / "features", encoder, torch.device("cpu")).add(paths[:2])
+    (index,) = (tmp_path / "features").rglob("index.txt")
+    index.write_text(index.read_text()[:-5])
+    FeatureCache(tmp_path / "features", encoder, torch.device("cpu")).add(paths)
+    pixels = torch.stack([encoder.preprocess(open_image(path)) for path in paths])
+    cached = FeatureCache(tmp_path / "features", encoder, torch.device("cpu")).get(paths)
+    torch.testing.assert_close(cached.patches, encoder(pixels).patches, rtol=2e-3, atol=2e-3)

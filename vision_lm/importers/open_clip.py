@@ -124,9 +124,21 @@ def _vision_config(clip: _Clip) -> VisionConfig:
         embed_dim=clip.model["embed_dim"],
         tower=tower,
         image_size=size,
-        mean=tuple(clip.preprocessing["mean"]),
-        std=tuple(clip.preprocessing["std"]),
+        mean=_channels(clip, "mean"),
+        std=_channels(clip, "std"),
         quick_gelu=bool(clip.model.get("quick_gelu")),
         resize=_RESIZE[resize],
+        fill=_channels(clip, "fill_color", scale=255) if resize == "longest" else None,
         interpolation="bilinear" if clip.preprocessing["interpolation"] == "bilinear" else "bicubic",
     )
+
+
+def _channels(clip: _Clip, key: str, scale: float = 1.0) -> tuple[float, float, float]:
+    """A setting that open_clip takes as one number for all three channels or as one for each."""
+    given = clip.preprocessing.get(key, 0)
+    levels = given if isinstance(given, (list, tuple)) else [given] * 3
+    try:
+        red, green, blue = (float(level) / scale for level in levels)
+    except (TypeError, ValueError):
+        raise CheckpointError(f"{clip.name}: {key} is {given!r}, allowed: a number or three") from None
+    return red, green, blue
