@@ -93,15 +93,18 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
             futures = [pool.submit(unit) for unit in units]
             progress = tqdm(futures, desc=path.stem, unit="unit")
             samples = [sample for future in progress for sample in future.result()]
-            for linked, file in (
-                (False, path),
-                (True, path.with_name(path.name.replace("scenes", "dialogues"))),
-            ):
-                some = [sample for sample in samples if sample.linked == linked]
-                if some:
-                    write_jsonl(file, some)
+            write_samples(path, samples)
     write_jsonl(out / "easy_vqa.jsonl", _easy_vqa())
     return out
+
+
+def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Independent questions to `path`, dialogues beside it: dialogues.jsonl for scenes, pairs_dialogues.jsonl for pairs."""
+    beside = "dialogues" if path.stem == "scenes" else f"{path.stem}_dialogues"
+    for linked, file in ((False, path), (True, path.with_stem(beside))):
+        some = [sample for sample in samples if sample.linked == linked]
+        if some:
+            write_jsonl(file, some)
 
 
 def _units(

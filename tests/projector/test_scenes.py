@@ -8,12 +8,15 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from projector.data.caption_objects import hallucinated, named_things
+from projector.data.corpus import write_samples
+from projector.data.samples import Sample, Turn, iter_jsonl
 from projector.data.scene_vocabulary import COLOURS, SHAPES, colours_on
 from projector.data.scenes import (
     HELD_OUT_PAIRS,
@@ -436,3 +439,14 @@ def test_too_many_things_are_refused() -> None:
     """A number of things that cannot fit is named in the error, instead of a search without end."""
     with pytest.raises(TrainingError, match="max_things is 20"):
         compose(random.Random(0), max_things=20)
+
+
+@pytest.mark.parametrize(("name", "beside"), [("scenes", "dialogues"), ("pairs", "pairs_dialogues")])
+def test_dialogues_never_replace_the_questions(tmp_path: Path, name: str, beside: str) -> None:
+    """A corpus file holds the independent questions, the dialogues about the same pictures stand beside it."""
+    turns = (Turn("What is it?", "a star"), Turn("And what colour is it?", "red"))
+    samples = [Sample((tmp_path / "a.png",), turns, linked) for linked in (False, True)]
+    (tmp_path / "a.png").write_bytes(b"-")
+    write_samples(tmp_path / f"{name}.jsonl", samples)
+    assert [sample.linked for sample in iter_jsonl(tmp_path / f"{name}.jsonl")] == [False]
+    assert [sample.linked for sample in iter_jsonl(tmp_path / f"{beside}.jsonl")] == [True]
