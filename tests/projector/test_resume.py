@@ -15,19 +15,8 @@ from accelerate import Accelerator
 
 from projector import run_state
 from projector.train import Run, main
-from tests.projector.colour_run import recipe, recipe_file, run, write_data, write_start
-from vision_lm.checkpoint import Checkpoint
+from tests.projector.colour_run import recipe, recipe_file, run
 from vision_lm.errors import TrainingError
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_data(tmp_path)
-
-
-@pytest.fixture
-def start(tmp_path: Path, trunk_checkpoint: Checkpoint) -> Path:
-    return write_start(tmp_path, trunk_checkpoint)
 
 
 def assert_same_weights(ours: Run, theirs: Run) -> None:

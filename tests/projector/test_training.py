@@ -17,23 +17,13 @@ from projector.feature_cache import FeatureCache
 from projector.packing import IGNORED, collate, pack_sample
 from projector.recipe import Recipe, Source
 from projector.train import main
-from tests.projector.colour_run import COLOURS, recipe, recipe_file, run, write_data, write_start
+from tests.projector.colour_run import COLOURS, recipe, recipe_file, run
 from vision_lm.checkpoint import Checkpoint, read_checkpoint
 from vision_lm.encoder import Features
 from vision_lm.errors import DataError, TrainingError
 from vision_lm.images import open_image
 from vision_lm.model import VisionLM
 from vision_lm.prompts import PromptBuilder
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_data(tmp_path)
-
-
-@pytest.fixture
-def start(tmp_path: Path, trunk_checkpoint: Checkpoint) -> Path:
-    return write_start(tmp_path, trunk_checkpoint)
 
 
 def test_packed_questions_learn_as_if_alone(trunk_checkpoint: Checkpoint) -> None:
