@@ -12,6 +12,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # no window
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -27,10 +28,11 @@ def main() -> None:
         steps, values = curve(options.run, name)
         axes.plot(steps, values, linewidth=1.2)
         axes.set_yscale(scale)
-        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            which("{x:g}")
         axes.set_ylabel(name.replace("_", " "))
         axes.grid(alpha=0.3, which="both")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter(NullFormatter())  # labels of every digit would run into each other
     rate.set_xlabel("step")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=110)

@@ -40,7 +40,7 @@ def build(vlm: VisionLM) -> gr.Blocks:
                 question = gr.Textbox(label="Question", placeholder="What is in the picture?")
                 send = gr.Button("Ask")
                 answer = gr.Textbox(label="Answer", interactive=False, lines=3)
-                sure = gr.Label(label="Confidence")
+                sure = gr.Label(label="Confidence", show_heading=False)
         describe.click(caption, [image, length], [answer, sure])
         send.click(ask, [image, question], [answer, sure])
         question.submit(ask, [image, question], [answer, sure])

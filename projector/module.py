@@ -42,7 +42,7 @@ class Projector(nn.Module):
             patches = (patches - self.mean) / self.spread  # (B, N, Dv)
         tokens = self.patches(patches)  # (B, N, Dt)
         if self.positions is not None:
-            tokens = tokens + self.positions
+            tokens = tokens + self.positions  # (B, N, Dt) + (N, Dt)
         if self.pooled is None:
             return tokens
         if pooled is None:

@@ -114,9 +114,8 @@ def sampled_features(encoder: ImageEncoder, corpus: Path) -> Tensor:
 
 def places(side: int, width: int) -> Tensor:
     """Sines and cosines of row and column, (side * side, width): after Vaswani et al. 2017, in two dimensions."""
-    frequencies = (
-        math.pi / 2 * torch.logspace(0, -1, width // 4)
-    )  # a quarter turn a patch, down to a fortieth
+    # From a quarter turn a patch down to a fortieth.
+    frequencies = math.pi / 2 * torch.logspace(0, -1, width // 4)  # (width / 4,)
     angles = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
     one = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
     rows, columns = one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)
