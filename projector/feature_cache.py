@@ -19,6 +19,9 @@ from vision_lm.errors import ImageError
 from vision_lm.images import open_image
 
 
+CPU_BATCH = 4  # pictures whose activations stay in a processor's cache: twice as fast as 64 at once
+
+
 class FeatureCache:
     """A growing pair of float16 files, one row a picture, for one tower.
 
@@ -86,8 +89,12 @@ class FeatureCache:
         )
 
     def _encode(self, pixels: Tensor) -> Features:
+        pixels = pixels.to(self.device, memory_format=torch.channels_last)
         with torch.no_grad():  # in float32: bfloat16 would cost a convolutional tower a tenth of its features
-            return self.encoder(pixels.to(self.device, memory_format=torch.channels_last))
+            size = CPU_BATCH if self.device.type == "cpu" else len(pixels)
+            parts = [self.encoder(part) for part in pixels.split(size)]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Features(torch.cat([part.patches for part in parts]), torch.cat(pooled) if pooled else None)
 
     def _append(self, name: str, values: Tensor) -> None:
         with (self.folder / f"{name}.f16").open("ab") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 import re
@@ -43,7 +44,7 @@ VISION = VisionConfig(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     resize="squash",
-    features=(-2, -1),  # strides 16 and 32
+    features=(-3, -2, -1),  # strides 8, 16 and 32
     pooled=("all", "centre"),
 )
 
@@ -173,15 +174,16 @@ def from_lukemelas(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
 
 
 def corpus_text(corpus: Path, lender: EvidenceLender) -> Iterator[str]:
-    """Every question and answer, and what is said about class evidence."""
-    for path in sorted(corpus.glob("*.jsonl")):
-        for sample in iter_jsonl(path):
-            for turn in sample.turns:
-                yield f"{turn.question}\n{turn.answer}"
+    """Every question and answer, and what is said about class evidence: each once, so that rare names count."""
     rng = random.Random(0)
-    for _ in range(20_000):
-        for turn in lender.sample(lender.logits(rng), 8, rng):
-            yield f"{turn.question}\n{turn.answer}"
+    trained = (turn for path in sorted(corpus.glob("*.jsonl")) for s in iter_jsonl(path) for turn in s.turns)
+    evidence = (turn for _ in range(20_000) for turn in lender.sample(lender.logits(rng), 8, rng))
+    told: set[str] = set()
+    for turn in itertools.chain(trained, evidence):
+        text = f"{turn.question}\n{turn.answer}"
+        if text not in told:
+            told.add(text)
+            yield text
 
 
 def learn_tokenizer(texts: Iterator[str]) -> Tokenizer:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from projector.data.scene_grammar import counted, listed, sentence, with_article
-from projector.data.scene_references import DIRECTIONS, clearly, name_of, references
+from projector.data.scene_references import DIRECTIONS, clearly, name_of, place_of, references
 from projector.data.scene_vocabulary import EASY_VQA_BACKGROUND, Scene, Thing
 
 CaptionLength = Literal["short", "normal", "long"]
@@ -66,7 +66,7 @@ def _long(scene: Scene, rng: random.Random) -> str:
     """Background, then every thing with size, material and place, then one relation."""
     ground = f"{with_article(scene.background)} background"
     parts = [
-        f"{with_article(_full_name(thing))} {_place(thing, scene.side)}"
+        f"{with_article(_full_name(thing))} {place_of(thing, scene.side)}"
         for thing in sorted(scene.things, key=lambda thing: thing.centre)
     ]
     opening = rng.choice(
@@ -91,17 +91,6 @@ def _verb(text: str) -> str:
 
 def _full_name(thing: Thing) -> str:
     return " ".join(part for part in (thing.size, thing.material, name_of(thing)) if part)
-
-
-def _place(thing: Thing, side: int) -> str:
-    """Which third of the picture the thing's centre is in, in words."""
-    across = ("left", "", "right")[min(2, int(3 * thing.centre[0] / side))]
-    down = ("top", "", "bottom")[min(2, int(3 * thing.centre[1] / side))]
-    if across and down:
-        return f"at the {down} {across}"
-    if across or down:
-        return f"on the {across}" if across else f"at the {down}"
-    return "in the middle"
 
 
 def _relation(scene: Scene, rng: random.Random) -> str | None:

@@ -20,7 +20,7 @@ from projector.data.scene_attributes import (
 )
 from projector.data.scene_counts import ask_count
 from projector.data.scene_presence import ask_existence
-from projector.data.scene_relations import ask_compare, ask_relation
+from projector.data.scene_relations import ask_compare, ask_place, ask_relation
 from projector.data.scene_vocabulary import QA, Asked, Scene
 
 Asker = Callable[[Scene, random.Random, Sequence[str]], Asked | None]
@@ -32,6 +32,7 @@ _ASKERS: dict[str, tuple[Asker, float]] = {
     "shape": (ask_shape, 2.5),
     "count": (ask_count, 4),
     "relation": (ask_relation, 7),
+    "place": (ask_place, 4),
     "compare": (ask_compare, 2),
     "material": (ask_material, 3),
     "size": (ask_size, 1.5),

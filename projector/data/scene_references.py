@@ -1,4 +1,4 @@
-"""Referring expressions: phrases that single out one thing of a scene; and clear relations between things."""
+"""Where things are: phrases that single out one thing of a scene, its place, and clear relations between things."""
 
 from __future__ import annotations
 
@@ -60,6 +60,17 @@ def the(thing: Thing, scene: Scene, rng: random.Random, hide: Collection[str] = 
     if not phrases:
         return None
     return "the " + rng.choices(phrases, [0.4 ** phrase.count(" ") for phrase in phrases])[0]
+
+
+def place_of(thing: Thing, side: int) -> str:
+    """Which third of the picture the thing's centre is in, in words."""
+    across = ("left", "", "right")[min(2, int(3 * thing.centre[0] / side))]
+    down = ("top", "", "bottom")[min(2, int(3 * thing.centre[1] / side))]
+    if across and down:
+        return f"at the {down} {across}"
+    if across or down:
+        return f"on the {across}" if across else f"at the {down}"
+    return "in the middle"
 
 
 def clearly(direction: str, thing: Thing, other: Thing, side: int) -> bool:

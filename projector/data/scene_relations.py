@@ -1,4 +1,4 @@
-"""Questions about two things at once: which side one is on, and which is larger."""
+"""Questions about where things are and about two things at once: which side one is on, and which is larger."""
 
 from __future__ import annotations
 
@@ -6,10 +6,28 @@ import random
 from collections.abc import Sequence
 
 from projector.data.scene_grammar import is_plural
-from projector.data.scene_references import DIRECTIONS, OPPOSITE, clearly, describe, only_thing, the
+from projector.data.scene_references import DIRECTIONS, OPPOSITE, clearly, describe, only_thing, place_of, the
 from projector.data.scene_vocabulary import Asked, Scene, Thing, yes_or_no
 
 _CLEARLY_LARGER = 1.6  # ratio of box areas: a long thin thing beside a compact one is not
+_DOUBTFUL = 0.04  # of the picture's side: so close to the border of two thirds a centre is in neither for sure
+
+
+def ask_place(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
+    """ "Where is the star?", in thirds of the picture; not where the thing's centre is close to their border."""
+    thing = rng.choice(scene.things)
+    the_thing = the(thing, scene, rng)
+    doubtful = any(abs(one / scene.side - third / 3) < _DOUBTFUL for one in thing.centre for third in (1, 2))
+    if the_thing is None or doubtful:
+        return None
+    verb = "are" if is_plural(the_thing) else "is"
+    forms = (
+        f"Where {verb} {the_thing}?",
+        f"Where {verb} {the_thing}?",
+        f"Where in the {{picture}} {verb} {the_thing}?",
+        f"In which part of the {{picture}} {verb} {the_thing}?",
+    )
+    return Asked(rng.choice(forms), place_of(thing, scene.side))
 
 
 def ask_relation(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:

@@ -50,7 +50,7 @@ _SPRITE_SIDE = {"small": (0.24, 0.28), "large": (0.36, 0.46)}
 _EASY_VQA_SIDE = {"small": (9, 15), "large": (21, 34)}  # of 64 pixels
 _GAP = 0.02  # between things, and to the border
 _SHAPE_WORDS = frozenset(SHAPES) | {plural(shape) for shape in SHAPES}
-_EASY_VQA_SHARE, _WORD_SHARE = 0.1, 0.05
+_EASY_VQA_SHARE, _WORD_SHARE = 0.1, 0.12
 
 
 @dataclass(frozen=True)

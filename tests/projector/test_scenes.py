@@ -158,6 +158,19 @@ def size_of(thing: Thing, scene: Scene) -> str:
     return "large" if longer / scene.side > 0.3 else "small"
 
 
+def place_words(thing: Thing, scene: Scene) -> str:
+    """The words for the third of the picture that holds the centre; never in doubt between two thirds."""
+    thirds = [3 * centre / scene.side for centre in thing.centre]
+    assert all(abs(third - border) > 0.1 for third in thirds for border in (1, 2)), thing
+    column, row = (int(third) for third in thirds)
+    words = (
+        ("at the top left", "at the top", "at the top right"),
+        ("on the left", "in the middle", "on the right"),
+        ("at the bottom left", "at the bottom", "at the bottom right"),
+    )
+    return words[row][column]
+
+
 def oracle_attribute(attribute: Callable[[Thing], str], text: str, scene: Scene) -> str:
     """The attribute of the one thing that "the …" fits, or whether it is the one asked for."""
     shapes = [thing for thing in scene.things if thing.noun in SHAPES]
@@ -193,6 +206,7 @@ def oracle(qa: QA, scene: Scene) -> str:
         "shape": lambda thing: thing.noun,
         "material": lambda thing: thing.material or "solid",
         "size": lambda thing: size_of(thing, scene),
+        "place": lambda thing: place_words(thing, scene),
     }
     return oracle_attribute(attributes[qa.kind], text, scene)
 
@@ -212,7 +226,7 @@ def test_answers_follow_from_the_boxes() -> None:
                 parts = named_things(qa.answer, NAMES)
                 expected = Counter((thing.colour, thing.noun) for thing in scene.things)
                 assert {(part.colour, part.noun): part.count for part in parts} == expected, (qa, scene)
-    expected_kinds = "existence colour shape count relation compare material size read list what"
+    expected_kinds = "existence colour shape count relation place compare material size read list what"
     assert set(kinds) == set(expected_kinds.split())
     assert min(kinds.values()) >= 20
 
