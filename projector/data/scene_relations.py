@@ -10,7 +10,7 @@ from projector.data.scene_references import DIRECTIONS, OPPOSITE, clearly, descr
 from projector.data.scene_vocabulary import Asked, Scene, Thing, yes_or_no
 
 _CLEARLY_LARGER = 1.6  # ratio of box areas: a long thin thing beside a compact one is not
-_DOUBTFUL = 0.04  # of the picture's side: so close to the border of two thirds a centre is in neither for sure
+_DOUBTFUL = 0.04  # of the picture's side, from the border of two thirds
 
 
 def ask_place(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
