@@ -1,16 +1,25 @@
-"""How the next token is chosen, and what a caller may ask for."""
+"""What a caller may ask for, and how the next token of each row is chosen."""
 
 from __future__ import annotations
 
 import math
+import reprlib
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from vision_lm.engine.grammar import Constraint
 from vision_lm.errors import RequestError, VisionLMError
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 200
+MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -21,38 +30,225 @@ class Sampling:
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0  # choose among the likeliest tokens that together have this probability
     top_k: int | None = None  # and among no more than so many
+    min_p: float = 0.0  # and among those at least so likely as this share of the likeliest one's probability
+    repetition_penalty: float = (
+        1.0  # above 1: tokens of the question and of the answer so far are less likely
+    )
     seed: int | None = None  # the same seed gives the same answer, in any batch; None gives another each time
+    stop: Sequence[str] = ()  # the answer ends before any of these texts; one text alone, or a list, will do
+    top_logprobs: int = 0  # so many of the likeliest tokens are reported at each place
+    # The answer's form, at most one: JSON by a schema (True: any object), text that a regular expression matches
+    # as a whole (in the syntax of Rust's regex), or one of some texts.
+    json_schema: dict[str, Any] | bool | str | None = field(default=None, compare=False)
+    regex: str | None = field(default=None, compare=False)
+    choices: Sequence[str] | None = field(default=None, compare=False)
+    constraint: Constraint | None = field(init=False, default=None)  # whichever of the three is given
     stop_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        _check("max_tokens", self.max_tokens, _is_int(self.max_tokens, 1), "an integer of at least 1")
-        _check(
-            "temperature",
-            self.temperature,
-            _is_number(self.temperature, 0),
-            "0 (greedy) or a number above it",
-        )
-        positive = _is_number(self.top_p, 0) and 0 < self.top_p <= 1
-        _check("top_p", self.top_p, positive, "a number above 0 and up to 1")
-        _check(
-            "top_k",
-            self.top_k,
-            self.top_k is None or _is_int(self.top_k, 1),
-            "an integer of at least 1, or None",
-        )
-        _check(
-            "seed", self.seed, self.seed is None or _is_int(self.seed, 0), "an integer of at least 0, or None"
-        )
+        for name, ok, allowed in (
+            ("max_tokens", _is_int(self.max_tokens, 1), "an integer of at least 1"),
+            ("temperature", _is_number(self.temperature, 0), "0 (greedy) or a number above it"),
+            ("top_p", _is_number(self.top_p, 0, 1) and self.top_p > 0, "a number above 0 and up to 1"),
+            ("top_k", self.top_k is None or _is_int(self.top_k, 1), "an integer of at least 1, or None"),
+            ("min_p", _is_number(self.min_p, 0, 1), "a number from 0 to 1"),
+            # Outside these bounds a logit could overflow; nobody uses more than 2.
+            (
+                "repetition_penalty",
+                _is_number(self.repetition_penalty, 0.01, 100),
+                "a number from 0.01 to 100",
+            ),
+            ("seed", self.seed is None or _is_int(self.seed, 0), "an integer of at least 0, or None"),
+            (
+                "top_logprobs",
+                _is_int(self.top_logprobs, 0, MAX_TOP_LOGPROBS),
+                f"an integer from 0 to {MAX_TOP_LOGPROBS}",
+            ),
+            (
+                "stop_ids",
+                isinstance(self.stop_ids, frozenset) and all(_is_int(one, 0) for one in self.stop_ids),
+                "a frozenset of token ids",
+            ),
+        ):
+            if not ok:
+                raise RequestError(f"{name} is {str(getattr(self, name))[:40]!r}; give {allowed}")
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "constraint", Constraint.of(self.json_schema, self.regex, self.choices))
 
 
 class Options(TypedDict, total=False):
-    """What a caller may set of a `Sampling`; what stops an answer is the model's own business."""
+    """What a caller may set of a `Sampling`; the tokens that end an answer are the model's own business."""
 
     max_tokens: int
     temperature: float
     top_p: float
     top_k: int | None
+    min_p: float
+    repetition_penalty: float
     seed: int | None
+    stop: Sequence[str]
+    top_logprobs: int
+    json_schema: dict[str, Any] | bool | str | None
+    regex: str | None
+    choices: Sequence[str] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One request's place in a batch of logits (B, V)."""
+
+    sampling: Sampling
+    draw: float = 0.0  # in [0, 1), from the request's own generator: randomness never comes from the batch
+    seen: Tensor | None = None  # (V,), bool: the question's and the answer's tokens, to be penalised
+    allowed: Tensor | None = None  # (V,), bool: the tokens that the form asked for allows here
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The next token, and how likely it and others were to the model itself, whatever the settings."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest ids and their log-probabilities, in order
+
+
+@torch.inference_mode()
+def choose_rows(logits: Tensor, rows: Sequence[Row]) -> list[Chosen | VisionLMError]:
+    """The next token of each row of logits (B, V), float32. What is wrong with a row stands in its place.
+
+    Each row is chosen as if it were alone.
+    """
+    log_probs = logits.log_softmax(-1)  # (B, V)
+    scores = _scores(logits, rows)  # (B, V)
+    ids = scores.argmax(-1)  # (B,)
+    for truncation in Truncation:
+        group = [n for n, row in enumerate(rows) if Truncation.of(row.sampling) is truncation]
+        if group and truncation is not Truncation.GREEDY:
+            ids[group] = _draw(scores[group], [rows[n] for n in group], truncation)
+    chosen = ids[:, None]  # (B, 1)
+    logprobs = log_probs.gather(-1, chosen)[:, 0].tolist()
+    reachable = scores.gather(-1, chosen)[:, 0].isfinite().tolist()
+    tops = _likeliest(log_probs, [row.sampling.top_logprobs for row in rows])
+    return [
+        Chosen(token, logprob, top) if fine and math.isfinite(logprob) else _error(logprob)
+        for token, logprob, top, fine in zip(ids.tolist(), logprobs, tops, reachable, strict=True)
+    ]
+
+
+def _error(logprob: float) -> VisionLMError:
+    if math.isfinite(logprob):
+        return RequestError(
+            "no token can go on in the form that is asked for; give a form that text can have"
+        )
+    return VisionLMError(
+        "the model's output is not a number; its weights are damaged, or its dtype is too narrow"
+    )
+
+
+class Truncation(Enum):
+    """How much of the order among the tokens a row needs: sorting them all is what costs most."""
+
+    GREEDY = "the first"
+    NONE = "none"
+    FEW = "the first top_k"
+    ALL = "all"
+
+    @classmethod
+    def of(cls, sampling: Sampling) -> Truncation:
+        if sampling.temperature == 0:
+            return cls.GREEDY
+        if sampling.top_k is not None:
+            return cls.FEW
+        return cls.ALL if sampling.top_p < 1 or sampling.min_p > 0 else cls.NONE
+
+
+def _scores(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Logits (B, V) after the repetition penalty (Keskar et al. 2019), and only of tokens that are allowed."""
+    penalised = [
+        n for n, row in enumerate(rows) if row.seen is not None and row.sampling.repetition_penalty != 1
+    ]
+    masked = [n for n, row in enumerate(rows) if row.allowed is not None]
+    if not penalised and not masked:
+        return logits
+    scores = logits.clone()
+    if penalised:
+        seen = _stack([rows[n].seen for n in penalised]).to(logits.device)  # (P, V)
+        penalty = _column([rows[n].sampling.repetition_penalty for n in penalised], logits)  # (P, 1)
+        some = scores[penalised]  # (P, V)
+        less = torch.where(some < 0, some * penalty, some / penalty)
+        scores[penalised] = torch.where(seen, less, some)
+    if masked:
+        allowed = _stack([rows[n].allowed for n in masked]).to(logits.device)  # (M, V)
+        scores[masked] = scores[masked].masked_fill(~allowed, -math.inf)
+    return scores
+
+
+def _draw(scores: Tensor, rows: Sequence[Row], truncation: Truncation) -> Tensor:
+    """One token of each row of scores (S, V) -> (S,): the first at which the kept weights' sum passes the draw."""
+    settings = [row.sampling for row in rows]
+    temperature = _column([one.temperature for one in settings], scores.double())  # (S, 1)
+    weights = _weights(scores, scores.max(-1, keepdim=True).values, temperature)  # (S, V)
+    if truncation is not Truncation.NONE:
+        weights *= _kept(scores, temperature, settings, truncation)
+    sums = weights.cumsum(-1)  # (S, V)
+    total = sums[:, -1:]  # (S, 1)
+    target = _column([row.draw for row in rows], total) * total
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    # The clamp is for rows that are not numbers; they are reported, not used.
+    return torch.searchsorted(sums, target, right=True)[:, 0].clamp(max=sums.shape[-1] - 1)
+
+
+def _weights(scores: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
+    """Probabilities (S, V), float64, up to a factor: the likeliest token's is 1."""
+    return ((scores.double() - best) / temperature).exp()
+
+
+def _kept(
+    scores: Tensor, temperature: Tensor, settings: Sequence[Sampling], truncation: Truncation
+) -> Tensor:
+    """Which tokens (S, V) top-k, then top-p, then min-p keep: each keeps the likeliest so many.
+
+    Of equal ones at the end those of lower id stay.
+    """
+    width = scores.shape[-1]
+    if truncation is Truncation.FEW:
+        width = min(width, max(one.top_k or 0 for one in settings))
+    ranked = scores.topk(width).values  # (S, K), the largest first
+    weights = _weights(ranked, ranked[:, :1], temperature)  # (S, K)
+    top_k = _column([min(one.top_k or width, width) for one in settings], weights)  # (S, 1)
+    top_p = _column([one.top_p for one in settings], weights)
+    min_p = _column([one.min_p for one in settings], weights)
+    among = torch.arange(width, device=scores.device) < top_k  # (S, K)
+    sums = (weights * among).cumsum(-1)
+    likelier = F.pad(sums[:, :-1], (1, 0))  # what the tokens before it weigh
+    among &= ((likelier < top_p * sums[:, -1:]) | (top_p == 1)) & (weights >= min_p)
+    count = among.sum(-1, keepdim=True).clamp(min=1)  # (S, 1)
+    least = ranked.gather(-1, count - 1)
+    more, equal = scores > least, scores == least  # (S, V)
+    room = count - more.sum(-1, keepdim=True)
+    return more | (equal & (equal.cumsum(-1) <= room))
+
+
+def _likeliest(log_probs: Tensor, counts: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    """The likeliest tokens of each row of log_probs (B, V), as many as its count."""
+    found: list[tuple[tuple[int, float], ...]] = [()] * len(counts)
+    wanted = [n for n, count in enumerate(counts) if count]
+    if wanted:
+        # Always as many, so that which of equal ones are found is the same in any batch.
+        top = log_probs[wanted].topk(min(MAX_TOP_LOGPROBS, log_probs.shape[-1]))  # (W, 20)
+        for n, ids, values in zip(wanted, top.indices.tolist(), top.values.tolist(), strict=True):
+            pairs = sorted(zip(ids, values, strict=True), key=lambda pair: (-pair[1], pair[0]))
+            found[n] = tuple(pairs[: counts[n]])
+    return found
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """One value for each row: (S, 1), of the other tensor's type and on its device."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+
+def _stack(masks: Sequence[Tensor | None]) -> Tensor:
+    return torch.stack([mask for mask in masks if mask is not None])
 
 
 @torch.inference_mode()
@@ -91,19 +287,23 @@ def _sample(logits: Tensor, sampling: Sampling, draw: float) -> int:
     return place if ids is None else int(ids[place])
 
 
-def _is_int(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any, least: float) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= least
+def _stop_strings(stop: Any) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else stop
+    fine = (
+        isinstance(strings, (list, tuple))
+        and len(strings) <= MAX_STOP_STRINGS
+        and all(isinstance(one, str) and 1 <= len(one) <= MAX_STOP_CHARACTERS for one in strings)
     )
+    if not fine:
+        raise RequestError(
+            f"stop is {reprlib.repr(stop)}; give up to {MAX_STOP_STRINGS} texts, each of 1 to {MAX_STOP_CHARACTERS} characters"
+        )
+    return tuple(strings)
 
 
-def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise RequestError(f"{name} is {str(value)[:40]!r}; give {allowed}")
+def _is_int(value: Any, least: int, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: Any, least: float, most: float = sys.float_info.max) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
