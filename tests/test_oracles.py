@@ -16,6 +16,8 @@ from tests.conftest import VIT, random_checkpoint, random_phi, text_config
 from vision_lm.config import TextConfig
 from vision_lm.encoder import ImageEncoder
 from vision_lm.engine import TorchDecoder
+from vision_lm.engine.kv_cache import KVCache
+from vision_lm.engine.torch_decoder import Chunk
 from vision_lm.engine.torch_decoder import attend
 from vision_lm.model import VisionLM
 from vision_lm.phi import phi_config
@@ -88,12 +90,16 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def decode(decoder: TorchDecoder, prompts: list[Tensor], steps: int) -> tuple[Tensor, list[list[int]]]:
-    """Greedy logits (steps, B, V) and tokens, B rows of one ragged batch."""
-    logits, cache = decoder.prefill(prompts, steps)
-    all_logits = [logits]
-    ids = [logits.argmax(-1).tolist()]
-    for _ in range(steps - 1):
-        all_logits.append(decoder.step(ids[-1], cache))
+    """Greedy logits (steps, B, V) and tokens, B rows of one ragged batch whose pages lie mixed up in the cache."""
+    cache = KVCache(decoder.config, 64, decoder.device, decoder.dtype)
+    pages = [list(range(63 - row, -1, -len(prompts))) for row in range(len(prompts))]
+    lengths = [len(prompt) for prompt in prompts]
+    slots = [cache.slots(*pair) for pair in zip(pages, lengths, strict=True)]
+    chunks = [Chunk(0, length, slots, True) for length, slots in zip(lengths, slots, strict=True)]
+    all_logits = [decoder.prefill(torch.cat(prompts), chunks, cache)]
+    ids = [all_logits[0].argmax(-1).tolist()]
+    for step in range(steps - 1):
+        all_logits.append(decoder.decode(ids[-1], [length + step for length in lengths], pages, cache))
         ids.append(all_logits[-1].argmax(-1).tolist())
     return torch.stack(all_logits), [list(row) for row in zip(*ids, strict=True)]
 

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar, Unpack, overload
 
-import torch
 from torch import Tensor
 
 from vision_lm.answer import Answer, AnswerStream, AnswerWriter
 from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vision_lm.encoder import ImageEncoder, feature_width
-from vision_lm.engine import Engine, Options, Sampling, TorchDecoder, choose_device, choose_dtype
+from vision_lm.engine import (
+    Engine,
+    Options,
+    Prompt,
+    Sampling,
+    Ticket,
+    TorchDecoder,
+    choose_device,
+    choose_dtype,
+)
 from vision_lm.errors import RequestError, VisionLMError
 from vision_lm.images import ImageSource
-from vision_lm.pictures import Picture, Pictures
+from vision_lm.pictures import PictureEncoder, Pictures
 from vision_lm.prompts import CaptionLength, PromptBuilder, Turn, turns_from_messages
 from vision_lm.skeleton import build_on_meta
 
 ANSWER_TOKENS = 64
 CAPTION_TOKENS: dict[CaptionLength, int] = {"short": 32, "normal": 96, "long": 192}
-WINDOW = 64  # requests of a list that are in memory at once, with their pictures
+WINDOW = 64  # requests of a list that are under way at once, with their pictures in memory
 
 T = TypeVar("T")
 Messages: TypeAlias = list[dict[str, Any]]
@@ -40,12 +49,16 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A conversation that has been checked and whose pictures have been opened."""
+class Pending:
+    """A request that the engine is at work on."""
 
-    ids: list[int]  # (T,)
-    pictures: list[Picture]
-    sampling: Sampling
+    ticket: Ticket
+    caption: bool
+    writer: AnswerWriter
+
+    def answer(self) -> Answer:
+        """Wait for it."""
+        return self.writer.whole(self.ticket.result(), caption=self.caption)
 
 
 class VisionLM:
@@ -79,7 +92,11 @@ class VisionLM:
             encoder = ImageEncoder(config.vision)  # it has buffers that only its constructor can compute
         self.encoder = self._filled(encoder, "encoder.")
         self.projector = self._filled(projector, "projector.")
-        self.engine = Engine(TorchDecoder(config.text, self._tensors("phi."), self.device, self.dtype))
+        self.engine = Engine(
+            TorchDecoder(config.text, self._tensors("phi."), self.device, self.dtype),
+            PictureEncoder(self.encoder, self.projector),
+            config.prompt.image_token_id,
+        )
         self.prompts = PromptBuilder(checkpoint.tokenizer, config.prompt, tokens_per_image)
         self.writer = AnswerWriter(self.prompts.decode, config.calibration)
 
@@ -185,10 +202,10 @@ class VisionLM:
     def encode_images(self, images: Sequence[ImageSource]) -> list[Tensor]:
         """The image tokens (M, Dt) of each picture, as the language model sees them. Raises ImageError."""
         pictures = self._pictures()
-        return pictures.encode([pictures.open(image) for image in images])
+        return self.engine.images.get([pictures.open(image) for image in images])
 
     def _pictures(self) -> Pictures:
-        return Pictures(self.encoder, self.projector, self.allow_url_hosts)
+        return Pictures(self.encoder, self.allow_url_hosts)
 
     def _caption_task(self, length: CaptionLength, options: Options) -> tuple[str, Task]:
         question = self.prompts.caption_question(length)
@@ -203,59 +220,43 @@ class VisionLM:
         return Task(sampling, caption, shorten="max_tokens" not in options)
 
     def _reply(self, turns: Sequence[Turn], task: Task) -> Answer:
-        pictures = self._pictures()
-        return self._answers([self._request(turns, task, pictures)], task, pictures)[0]
+        return self._submit(turns, task, self._pictures()).answer()
 
     def _replies(self, conversations: Sequence[Sequence[Turn] | VisionLMError], task: Task) -> list[Reply]:
         pictures = self._pictures()
         replies: list[Reply] = []
-        for start in range(0, len(conversations), WINDOW):
-            window = conversations[start : start + WINDOW]
-            requests = [
-                one if isinstance(one, VisionLMError) else _attempt(self._request, one, task, pictures)
-                for one in window
-            ]
-            good = [one for one in requests if isinstance(one, Request)]
-            answers = iter(self._answers(good, task, pictures))
-            replies += [next(answers) if isinstance(one, Request) else one for one in requests]
-            pictures.forget()
+        waiting: deque[Pending | VisionLMError] = deque()
+        for one in conversations:
+            waiting.append(
+                one if isinstance(one, VisionLMError) else _attempt(self._submit, one, task, pictures)
+            )
+            if len(waiting) > WINDOW:  # the engine computes while the next picture is opened
+                replies.append(_reply_of(waiting.popleft()))
+        replies += map(_reply_of, waiting)
         return replies
 
     def _stream(self, turns: Sequence[Turn], task: Task) -> AnswerStream:
-        pictures = self._pictures()
-        request = self._request(turns, task, pictures)  # now: a bad one raises before the first piece
-        tokens = self.engine.stream(self._embed(request, pictures), request.sampling)
-        return AnswerStream(self.writer.pieces(tokens, caption=task.caption))
+        pending = self._submit(turns, task, self._pictures())  # now: a bad one raises before the first piece
+        return AnswerStream(self.writer.pieces(iter(pending.ticket), caption=task.caption))
 
-    def _request(self, turns: Sequence[Turn], task: Task, pictures: Pictures) -> Request:
-        """Check a conversation, cheapest first: the picture files are read last."""
+    def _submit(self, turns: Sequence[Turn], task: Task, pictures: Pictures) -> Pending:
+        """Check a conversation, cheapest first (the picture files are read last), and hand it to the engine."""
         prompt = self.prompts.build(turns)
         sampling = task.sampling
         if task.shorten:
             room = self.config.text.max_position_embeddings - len(prompt.ids)
             sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
         self.engine.check(len(prompt.ids), sampling)
-        return Request(prompt.ids, [pictures.open(image) for image in prompt.images], sampling)
-
-    def _answers(self, requests: Sequence[Request], task: Task, pictures: Pictures) -> list[Answer]:
-        pictures.encode([picture for request in requests for picture in request.pictures])
-        prompts = [self._embed(request, pictures) for request in requests]
-        generations = self.engine.generate(prompts, [request.sampling for request in requests])
-        return [self.writer.whole(generation, caption=task.caption) for generation in generations]
-
-    @torch.inference_mode()
-    def _embed(self, request: Request, pictures: Pictures) -> Tensor:
-        """Prompt embeddings (T, Dt) with the image tokens in their places."""
-        embeddings = self.engine.decoder.embed(request.ids)  # (T, Dt)
-        if request.pictures:
-            ids = torch.tensor(request.ids, device=self.device)  # (T,)
-            tokens = torch.cat(pictures.encode(request.pictures))  # (pictures * M, Dt)
-            embeddings[ids == self.config.prompt.image_token_id] = tokens
-        return embeddings
+        images = [pictures.open(image) for image in prompt.images]
+        return Pending(self.engine.submit(Prompt(prompt.ids, images), sampling), task.caption, self.writer)
 
 
 def _turn(image: ImageSource | None, question: str) -> Turn:
     return Turn(question, () if image is None else (image,))
+
+
+def _reply_of(one: Pending | VisionLMError) -> Reply:
+    return one if isinstance(one, VisionLMError) else _attempt(one.answer)
 
 
 def _attempt(function: Callable[..., T], *arguments: Any) -> T | VisionLMError:

@@ -1,4 +1,4 @@
-"""From a picture's source to its image tokens: opened, encoded and projected once in a call."""
+"""From a picture's source to its image tokens: opened, brought to size, encoded and projected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from projector.module import Projector
 from vision_lm.encoder import ImageEncoder
 from vision_lm.images import ImageSource, open_image
 
-IMAGES_PER_BATCH = 16
 KEPT = 64  # pictures remembered from one part of a long list to the next
 
 
@@ -28,16 +27,12 @@ class Picture:
 
 
 class Pictures:
-    """The pictures of one call."""
+    """The pictures of one call, each source opened once."""
 
-    def __init__(
-        self, encoder: ImageEncoder, projector: Projector, allow_url_hosts: Collection[str] = ()
-    ) -> None:
+    def __init__(self, encoder: ImageEncoder, allow_url_hosts: Collection[str] = ()) -> None:
         self.encoder = encoder
-        self.projector = projector
         self.allow_url_hosts = allow_url_hosts
-        self._opened: dict[Any, Picture] = {}  # by source
-        self._tokens: dict[bytes, Tensor] = {}  # by digest: (M, Dt)
+        self._opened: dict[Any, tuple[ImageSource, Picture]] = {}
 
     def open(self, source: ImageSource) -> Picture:
         """Read a picture and bring it to the encoder's size. Raises ImageError."""
@@ -45,25 +40,26 @@ class Pictures:
         if key not in self._opened:
             image = open_image(source, allow_url_hosts=self.allow_url_hosts)
             pixels = self.encoder.preprocess(image)
-            self._opened[key] = Picture(pixels, hashlib.blake2b(pixels.numpy().tobytes()).digest())
-        return self._opened[key]
+            digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
+            self._opened[key] = (
+                source,
+                Picture(pixels, digest),
+            )  # with the source, so that its id stays its own
+            if len(self._opened) > KEPT:  # a list of any length needs the same memory
+                del self._opened[next(iter(self._opened))]
+        return self._opened[key][1]
+
+
+class PictureEncoder:
+    """Pictures -> image tokens, as the language model sees them."""
+
+    def __init__(self, encoder: ImageEncoder, projector: Projector) -> None:
+        self.encoder, self.projector = encoder, projector
 
     @torch.inference_mode()
-    def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """The image tokens (M, Dt) of each picture; those not seen before are encoded in batches."""
-        unseen = list({one.digest: one for one in pictures if one.digest not in self._tokens}.values())
+    def __call__(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """The image tokens (M, Dt) of each picture, computed in one batch."""
         weight = next(self.encoder.parameters())
-        for start in range(0, len(unseen), IMAGES_PER_BATCH):
-            batch = unseen[start : start + IMAGES_PER_BATCH]
-            pixels = torch.stack([one.pixels for one in batch]).to(
-                weight.device, weight.dtype
-            )  # (B, 3, S, S)
-            features = self.encoder(pixels)
-            tokens = self.projector(features.patches, features.pooled)  # (B, M, Dt)
-            self._tokens |= zip([one.digest for one in batch], tokens, strict=True)
-        return [self._tokens[one.digest] for one in pictures]
-
-    def forget(self) -> None:
-        """Keep the latest pictures only, so that a list of any length needs the same memory."""
-        self._opened = dict(list(self._opened.items())[-KEPT:])
-        self._tokens = dict(list(self._tokens.items())[-KEPT:])
+        pixels = torch.stack([one.pixels for one in pictures]).to(weight.device, weight.dtype)  # (B, 3, S, S)
+        features = self.encoder(pixels)
+        return list(self.projector(features.patches, features.pooled))  # (B, M, Dt)

@@ -1,15 +1,21 @@
-"""The generation core: prompt embeddings in, tokens with log-probabilities out."""
+"""The generation core: prompts in, tokens with log-probabilities out."""
 
 from vision_lm.engine.device import choose_device, choose_dtype
-from vision_lm.engine.engine import Engine, Generation, Token
+from vision_lm.engine.engine import Engine
+from vision_lm.engine.request import Generation, Prompt, Token
 from vision_lm.engine.sampling import Options, Sampling
+from vision_lm.engine.scheduler import Limits
+from vision_lm.engine.ticket import Ticket
 from vision_lm.engine.torch_decoder import TorchDecoder
 
 __all__ = [
     "Engine",
     "Generation",
-    "Sampling",
+    "Limits",
     "Options",
+    "Prompt",
+    "Sampling",
+    "Ticket",
     "Token",
     "TorchDecoder",
     "choose_device",

@@ -1,142 +1,246 @@
-"""The engine: prompts in, generations out, batched under a token budget."""
+"""The engine: one loop that serves every request, whoever waits for it and however."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Generator, Iterator, Sequence
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from vision_lm.engine.image_cache import ImageCache
+from vision_lm.engine.kv_cache import KVCache, bytes_per_token
+from vision_lm.engine.pages import PAGE, Pages, pages_for
+from vision_lm.engine.request import Generation, Prompt, Request, Token
 from vision_lm.engine.sampling import Sampling, choose
-from vision_lm.engine.stopping import Cycles, FinishReason
-from vision_lm.engine.torch_decoder import TorchDecoder
+from vision_lm.engine.scheduler import Limits, Scheduler, Span
+from vision_lm.engine.stopping import FinishReason
+from vision_lm.engine.ticket import Mailbox, Ticket
+from vision_lm.engine.torch_decoder import Chunk, TorchDecoder
 from vision_lm.errors import RequestError
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Token:
-    """One generated token and its log-probability."""
-
-    id: int
-    logprob: float
+CACHE_TOKENS = 16_384  # of the key-value cache unless told otherwise, and
+CACHE_BYTES = 2 << 30  # no more than so much memory, but always room for one full context
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What was generated for one prompt, without the stop token."""
+@dataclass
+class Stats:
+    """What the engine has done so far."""
 
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]  # under the model's own distribution, whatever the temperature
-    finish_reason: FinishReason
-
-
-class Running:
-    """One request on its way: its tokens so far, its own randomness, and what would end it."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self.sampling = sampling
-        self.random = random.Random(sampling.seed)
-        self.tokens: list[Token] = []
-        self.cycles = Cycles()
-        self.finish_reason: FinishReason | None = None
-
-    def accept(self, token: Token) -> None:
-        """Take the next token; it may be the last."""
-        if token.id in self.sampling.stop_ids:
-            self.finish_reason = "stop"
-            return
-        self.tokens.append(token)
-        self.cycles.push(token.id)
-        if self.cycles.looping:
-            del self.tokens[-self.cycles.repeated :]
-            self.finish_reason = "repetition"
-        elif len(self.tokens) == self.sampling.max_tokens:
-            self.finish_reason = "length"
-
-    @property
-    def certain(self) -> int:
-        """How many tokens will stand in the generation whatever comes: a loop may yet drop the others."""
-        return len(self.tokens) - (0 if self.finish_reason else self.cycles.repeated)
-
-    def generation(self) -> Generation:
-        assert self.finish_reason is not None
-        ids, logprobs = tuple(t.id for t in self.tokens), tuple(t.logprob for t in self.tokens)
-        return Generation(ids, logprobs, self.finish_reason)
+    steps: int = 0
+    prompt_tokens: int = 0  # computed in prefill; those found in the cache are `Scheduler.shared_tokens`
+    generated_tokens: int = 0
+    peak_pages: int = 0
+    forward_seconds: float = 0.0  # in the model
+    busy_seconds: float = 0.0  # in the loop, model included
 
 
 class Engine:
-    """Generates from prompt embeddings. It keeps nothing between calls, so calls may run side by side."""
+    """Generates for many requests at once. Any thread may submit; one thread computes while there is work."""
 
-    def __init__(self, decoder: TorchDecoder, token_budget: int = 8192) -> None:
-        """The cache holds at most `token_budget` tokens at once; a request that needs more by itself runs alone."""
-        self.decoder = decoder
-        self.token_budget = token_budget
+    def __init__(
+        self,
+        decoder: TorchDecoder,
+        encode: Callable[[Sequence[Any]], Sequence[Tensor]],
+        image_token_id: int,
+        *,
+        limits: Limits | None = None,
+        cache_tokens: int | None = None,
+    ) -> None:
+        """`encode`: pictures -> their image tokens (M, Dt); `cache_tokens`: the memory budget, in tokens kept."""
+        self.decoder, self.image_token_id = decoder, image_token_id
+        self.images = ImageCache(encode)
+        self.cache = KVCache(
+            decoder.config,
+            pages_for(cache_tokens or default_cache_tokens(decoder)),
+            decoder.device,
+            decoder.dtype,
+        )
+        self.pages = Pages(self.cache.pages)
+        self.scheduler = Scheduler(self.pages, limits or Limits())
+        self.stats = Stats()
+        self._numbers = itertools.count()
+        self._mailboxes: dict[Request, Mailbox] = {}  # of requests that have not ended
+        self._cancelled: deque[Request] = (
+            deque()
+        )  # no lock: a ticket may be forgotten at any moment, in any thread
+        self._lock = threading.Lock()  # of the two below
+        self._arrived: list[Request] = []
+        self._thread: threading.Thread | None = None
 
     def check(self, length: int, sampling: Sampling) -> None:
-        """Raise RequestError if a prompt of `length` tokens and its answer exceed the model's positions."""
+        """Raise RequestError if a prompt of `length` tokens and its answer do not fit the model or the cache."""
         positions = self.decoder.config.max_position_embeddings
         if length < 1:
             raise RequestError("the prompt is empty; give at least one token")
-        if length + sampling.max_tokens > positions:
-            raise RequestError(
-                f"the prompt has {length:,} tokens, and max_tokens {sampling.max_tokens:,} of the model's "
-                f"{positions:,} positions leave room for {max(positions - sampling.max_tokens, 0):,}; "
-                "shorten the conversation, give fewer images, or lower max_tokens"
-            )
+        for room, what in (
+            (positions, "the model's {:,} positions"),
+            (self.pages.count * PAGE, "a cache of {:,}"),
+        ):
+            if length + sampling.max_tokens > room:
+                raise RequestError(
+                    f"the prompt has {length:,} tokens, and max_tokens {sampling.max_tokens:,} of "
+                    f"{what.format(room)} leave room for {max(room - sampling.max_tokens, 0):,}; "
+                    "shorten the conversation, give fewer images, or lower max_tokens"
+                )
+
+    def submit(self, prompt: Prompt, sampling: Sampling) -> Ticket:
+        """Queue a request; its ticket yields tokens and the result. Raises RequestError before it is queued."""
+        self.check(len(prompt.ids), sampling)
+        mailbox = Mailbox()
+        request = Request(next(self._numbers), prompt, sampling, self.image_token_id)
+        self._mailboxes[request] = mailbox
+        with self._lock:
+            self._arrived.append(request)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._serve, name="vision-lm engine", daemon=True)
+                self._thread.start()
+
+        def cancel() -> None:  # must not hold the ticket
+            if request in self._mailboxes:
+                self._cancelled.append(request)
+
+        return Ticket(mailbox, cancel)
 
     def generate(
-        self, prompts: Sequence[Tensor], sampling: Sampling | Sequence[Sampling]
+        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]
     ) -> list[Generation]:
-        """Prompts (T_i, Dt) -> their generations, in order. Raises RequestError before anything runs."""
+        """Generations of all prompts, in order. Raises RequestError before anything runs."""
         settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
         for prompt, wanted in zip(prompts, settings, strict=True):
-            self.check(len(prompt), wanted)
-        requests = [Running(wanted) for wanted in settings]
-        for batch in self._batches([len(prompt) for prompt in prompts], settings):
-            for _ in self._run([prompts[number] for number in batch], [requests[number] for number in batch]):
-                pass
-        return [request.generation() for request in requests]
+            self.check(len(prompt.ids), wanted)
+        tickets = [self.submit(*pair) for pair in zip(prompts, settings, strict=True)]
+        return [ticket.result() for ticket in tickets]
 
-    def stream(self, prompt: Tensor, sampling: Sampling) -> Generator[Token, None, Generation]:
-        """Yield one prompt's tokens as soon as they are certain; the generator returns the whole."""
-        self.check(len(prompt), sampling)
-        request, sent = Running(sampling), 0
-        for _ in self._run([prompt], [request]):
-            yield from request.tokens[sent : request.certain]
-            sent = max(sent, request.certain)
-        return request.generation()
-
-    def _batches(self, lengths: Sequence[int], settings: Sequence[Sampling]) -> Iterator[list[int]]:
-        """Request numbers in batches within the budget; prompts of like length together, which wastes least."""
-        batch: list[int] = []
-        longest = answer = 0
-        for number in sorted(range(len(lengths)), key=lambda n: lengths[n]):
-            longest = lengths[number]
-            answer = max(answer, settings[number].max_tokens)
-            if batch and (len(batch) + 1) * (longest + answer) > self.token_budget:
-                yield batch
-                batch, answer = [], settings[number].max_tokens
-            batch.append(number)
-        if batch:
-            yield batch
-
-    def _run(self, prompts: Sequence[Tensor], requests: Sequence[Running]) -> Iterator[None]:
-        """Prefill, then decode until every request has finished; yields after each token."""
-        rows = list(requests)
-        room = max(request.sampling.max_tokens for request in rows)
-        logits, cache = self.decoder.prefill(prompts, room)  # (B, V)
+    def _serve(self) -> None:
+        """The loop, while there is work."""
         while True:
-            draws = [request.random.random() for request in rows]
-            ids, logprobs = choose(logits, [request.sampling for request in rows], draws)
-            for request, token, logprob in zip(rows, ids, logprobs, strict=True):
-                request.accept(Token(token, logprob))
-            yield
-            for row in reversed(range(len(rows))):
-                if rows[row].finish_reason:
-                    cache.drop(row)
-                    rows[row] = rows[-1]  # as the cache does
-                    rows.pop()
-            if not rows:
-                return
-            logits = self.decoder.step([request.tokens[-1].id for request in rows], cache)
+            start = time.perf_counter()
+            with self._lock:
+                arrived, self._arrived = self._arrived, []
+                for request in arrived:
+                    self.scheduler.add(request)
+                while self._cancelled:
+                    self._finish(self._cancelled.popleft(), "cancelled")
+                if not self.scheduler.busy:
+                    self._thread = None
+                    return
+            try:
+                spans = self.scheduler.plan()
+                self.stats.peak_pages = max(self.stats.peak_pages, self.pages.used)
+                self._step(spans)
+            except BaseException as error:  # a fault of our own: nobody may wait for ever
+                log.exception("the engine failed; every request ends")
+                for request in [*self.scheduler.running, *self.scheduler.waiting]:
+                    self._end(request, error)
+            self.stats.steps += 1
+            self.stats.busy_seconds += time.perf_counter() - start
+
+    def _step(self, spans: Sequence[Span]) -> None:
+        """Compute the spans, and choose a token for every request that is complete."""
+        try:
+            complete, logits = self._forward(spans)
+        except Exception as error:
+            if len(spans) > 1:  # whose fault is it? Each again alone: what is written twice is the same
+                for span in spans:
+                    self._step([span])
+            else:
+                self._end(spans[0].request, error)
+            return
+        self.scheduler.done(spans)
+        if logits is None:
+            return
+        draws = [request.random.random() for request in complete]
+        ids, logprobs = choose(logits, [request.sampling for request in complete], draws)
+        self.stats.generated_tokens += len(complete)
+        for request, token_id, logprob in zip(complete, ids, logprobs, strict=True):
+            self._accept(request, Token(token_id, logprob))
+
+    def _forward(self, spans: Sequence[Span]) -> tuple[list[Request], Tensor | None]:
+        """The model's part: → the requests whose next token can be chosen, and its logits (R, V)."""
+        decoding = [span for span in spans if self._decodes(span)]
+        prompts = [span for span in spans if not self._decodes(span)]
+        start = time.perf_counter()
+        logits = []
+        if decoding:
+            logits.append(
+                self.decoder.decode(
+                    [span.request.tokens[-1].id for span in decoding],
+                    [span.start for span in decoding],
+                    [span.request.pages for span in decoding],
+                    self.cache,
+                )
+            )
+        if prompts:
+            chunks = [
+                Chunk(span.start, span.count, self.cache.slots(span.request.pages, span.stop), span.complete)
+                for span in prompts
+            ]
+            after = self.decoder.prefill(self._embeddings(prompts), chunks, self.cache)  # (complete ones, V)
+            if len(after):
+                logits.append(after)
+            self.stats.prompt_tokens += sum(span.count for span in prompts)
+        self.stats.forward_seconds += time.perf_counter() - start
+        complete = [span.request for span in (*decoding, *prompts) if span.complete]
+        return complete, torch.cat(logits) if logits else None
+
+    def _decodes(self, span: Span) -> bool:
+        """Whether only the token that was generated last is to be computed."""
+        return span.complete and span.count == 1 and len(span.request.tokens) > 0
+
+    @torch.inference_mode()
+    def _embeddings(self, spans: Sequence[Span]) -> Tensor:
+        """Embeddings of the spans' tokens, one span after the other, image tokens in their places: (N, Dt)."""
+        ids = [one for span in spans for one in span.request.ids(span.start, span.stop)]
+        embeddings = self.decoder.embed(ids)  # (N, Dt)
+        seen = [
+            (offset - span.start, span, place)
+            for offset, span in zip(_offsets(spans), spans, strict=True)
+            for place in span.request.places
+            if place.start < span.stop and span.start < place.stop
+        ]
+        encoded = self.images.get([place.image for _, _, place in seen])
+        for (shift, span, place), tokens in zip(seen, encoded, strict=True):
+            first, last = max(place.start, span.start), min(place.stop, span.stop)
+            embeddings[shift + first : shift + last] = tokens[first - place.start : last - place.start]
+        return embeddings
+
+    def _accept(self, request: Request, token: Token) -> None:
+        request.accept(token)
+        mailbox = self._mailboxes[request]
+        if request.certain > request.sent:
+            mailbox.put(request.tokens[request.sent : request.certain])
+            request.sent = request.certain
+        if request.finish_reason:
+            self._finish(request, request.finish_reason)
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        """It has all its tokens, or needs no more; a request that has ended already stays as it ended."""
+        if request in self._mailboxes:
+            request.finish_reason = reason
+            self._end(request, request.generation())
+
+    def _end(self, request: Request, outcome: Generation | BaseException) -> None:
+        self.scheduler.remove(request)
+        mailbox = self._mailboxes.pop(request, None)
+        if mailbox is not None:
+            mailbox.end(outcome)
+
+
+def _offsets(spans: Sequence[Span]) -> Iterator[int]:
+    """Where each span begins when they stand one after the other."""
+    return itertools.accumulate((span.count for span in spans[:-1]), initial=0)
+
+
+def default_cache_tokens(decoder: TorchDecoder) -> int:
+    """Tokens to keep, unless told otherwise: see CACHE_TOKENS."""
+    fitting = CACHE_BYTES // bytes_per_token(decoder.config, decoder.dtype)
+    return max(min(CACHE_TOKENS, fitting), decoder.config.max_position_embeddings)

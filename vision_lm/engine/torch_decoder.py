@@ -1,4 +1,4 @@
-"""Phi in plain torch with a static key-value cache: the reference decoder, on any device.
+"""Phi in plain torch over the paged cache: the reference decoder, on any device.
 
 In a block of Phi-1.5 (arXiv 2309.05463) one LayerNorm feeds attention and MLP, and both add to the residual.
 So the projections that read the LayerNorm are one matrix here, and the two that write the residual another.
@@ -6,15 +6,17 @@ So the projections that read the LayerNorm are one matrix here, and the two that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from vision_lm.config import TextConfig
+from vision_lm.engine.kv_cache import KVCache, Slots, slots_of
+from vision_lm.engine.pages import pages_for
 
 
 @dataclass(frozen=True)
@@ -26,35 +28,14 @@ class Layer:
     out: tuple[Tensor, Tensor]  # columns dense, fc2: (Dt, Hq hd + F)
 
 
-class KVCache:
-    """Keys and values of B sequences that advance together, one column a step.
+@dataclass(frozen=True)
+class Chunk:
+    """A run of one sequence's tokens to prefill: `count` tokens from position `start` on."""
 
-    The prompts lie right-padded in the first columns; from there on every row writes the same column. A row's
-    padding stays behind as a gap that `visible` hides, so rows of any length share every tensor operation.
-    """
-
-    def __init__(self, config: TextConfig, lengths: Tensor, columns: int, dtype: torch.dtype) -> None:
-        device = lengths.device
-        shape = (config.num_hidden_layers, len(lengths), config.num_key_value_heads, columns, config.head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)  # (L, B, Hkv, T, hd)
-        self.values = torch.empty(shape, dtype=dtype, device=device)  # (L, B, Hkv, T, hd)
-        self.positions = lengths.clone()  # (B,): each row's next position
-        self.used = int(lengths.max())  # columns written
-        self.ragged = int(lengths.min()) < self.used
-        self.visible = torch.ones(len(lengths), columns, dtype=torch.bool, device=device)  # (B, T)
-        self.visible[:, : self.used] = torch.arange(self.used, device=device) < lengths[:, None]
-
-    @torch.inference_mode()
-    def drop(self, row: int) -> None:
-        """Forget a finished row. The last row takes its place."""
-        last = len(self.positions) - 1
-        if row != last:
-            for tensor in (self.keys, self.values):
-                tensor[:, row, :, : self.used] = tensor[:, last, :, : self.used]
-            self.positions[row] = self.positions[last]
-            self.visible[row] = self.visible[last]
-        self.keys, self.values = self.keys[:, :last], self.values[:, :last]
-        self.positions, self.visible = self.positions[:last], self.visible[:last]
+    start: int
+    count: int
+    slots: Slots  # of the sequence's first start + count tokens
+    complete: bool  # whether the logits after its last token are wanted
 
 
 class TorchDecoder:
@@ -101,57 +82,98 @@ class TorchDecoder:
         return F.embedding(torch.tensor(ids, dtype=torch.long, device=self.device), self.embedding)
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Tensor], new_tokens: int) -> tuple[Tensor, KVCache]:
-        """Prompts (T_i, Dt) -> the logits (B, V) after each one's last token, float32, and their cache.
+    def prefill(self, embeddings: Tensor, chunks: Sequence[Chunk], cache: KVCache) -> Tensor:
+        """Embeddings (N, Dt) of all chunks, one after the other -> logits (R, V) after the complete ones, float32."""
+        counts = [chunk.count for chunk in chunks]
+        positions = torch.cat(
+            [torch.arange(chunk.start, chunk.start + chunk.count) for chunk in chunks]
+        )  # (N,)
+        written = torch.cat([_indices(chunk.slots, chunk.start) for chunk in chunks]).to(self.device)  # (N,)
+        masks = [causal_mask(chunk, self.device) for chunk in chunks]
 
-        The cache has room for `new_tokens` more. Padding is on the right, so the causal mask alone hides it.
-        """
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)  # (B,)
-        hidden = pad_sequence(list(prompts), batch_first=True).to(self.device, self.dtype)  # (B, T, Dt)
-        batch, longest, _ = hidden.shape
-        cache = KVCache(self.config, lengths, longest + new_tokens, self.dtype)
-        positions = torch.arange(longest, device=self.device)  # (T,)
-        hidden = self._blocks(hidden, positions, cache, slice(0, longest), None)
-        last = hidden[torch.arange(batch, device=self.device), lengths - 1]  # (B, Dt)
-        return self._logits(last), cache
+        def attend_chunks(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            parts = queries.split(counts)  # (C, Hq, hd) each
+            attended = [
+                attend(part[None].transpose(1, 2), *_read(keys, values, chunk.slots), mask, chunk.start == 0)
+                for part, chunk, mask in zip(parts, chunks, masks, strict=True)
+            ]  # (1, Hq, C, hd) each
+            return torch.cat([one[0].transpose(0, 1) for one in attended])  # (N, Hq, hd)
+
+        hidden = embeddings.to(self.device, self.dtype)
+        hidden = self._blocks(hidden, positions.to(self.device), cache, written, attend_chunks)
+        ends = itertools.accumulate(counts)
+        last = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.complete]
+        return self._logits(hidden[last])
 
     @torch.inference_mode()
-    def step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
-        """One more token (B,) for each sequence -> the logits (B, V) after it, float32."""
-        column = cache.used
-        hidden = self.embed(ids)[:, None]  # (B, 1, Dt)
-        mask = cache.visible[:, None, None, : column + 1] if cache.ragged else None  # (B, 1, 1, T)
-        positions = cache.positions[:, None]  # (B, 1)
-        hidden = self._blocks(hidden, positions, cache, slice(column, column + 1), mask)
-        cache.used += 1
-        cache.positions += 1
-        return self._logits(hidden[:, 0])
+    def decode(
+        self, ids: Sequence[int], lengths: Sequence[int], pages: Sequence[Sequence[int]], cache: KVCache
+    ) -> Tensor:
+        """One more token for each of B sequences -> the logits (B, V) after it, float32.
+
+        `lengths`: how many of each sequence's tokens are in the cache; `pages`: its pages, the new token's included.
+        """
+        longest = max(lengths) + 1
+        positions = torch.tensor(lengths, device=self.device)  # (B,)
+        if len(ids) == 1:
+            slots = cache.slots(pages[0], longest)
+            written = _indices(slots, longest - 1).to(self.device)  # (1,)
+            if isinstance(slots, Tensor):
+                slots = slots[None]  # (1, T)
+            mask = None
+        else:
+            used = [row[: pages_for(longest)] for row in pages]
+            width = max(map(len, used))
+            table = torch.tensor(
+                [[*row, *[row[-1]] * (width - len(row))] for row in used], device=self.device
+            )
+            slots = slots_of(table)[:, :longest]  # (B, T)
+            written = slots.gather(1, positions[:, None])[:, 0]  # (B,)
+            mask = None
+            if min(lengths) + 1 < longest:
+                visible = torch.arange(longest, device=self.device) <= positions[:, None]  # (B, T)
+                slots = slots.where(visible, slots[:, :1])  # nothing unwritten is read: 0 times NaN is NaN
+                mask = visible[:, None, None]  # (B, 1, 1, T)
+
+        def attend_rows(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return attend(queries[:, :, None], *_read(keys, values, slots), mask, False)[
+                :, :, 0
+            ]  # (B, Hq, hd)
+
+        hidden = self._blocks(self.embed(ids), positions, cache, written, attend_rows)  # (B, Dt)
+        return self._logits(hidden)
 
     def _blocks(
-        self, hidden: Tensor, positions: Tensor, cache: KVCache, columns: slice, mask: Tensor | None
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        cache: KVCache,
+        written: Tensor,
+        attention: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """Hidden states (B, T, Dt) through every layer, their keys and values written to `columns`."""
+        """Hidden states (N, Dt) at `positions` (N,) through every layer.
+
+        Keys and values are written to the slots `written` (N,); `attention` takes the queries (N, Hq, hd) and one
+        layer's keys and values (slots, Hkv, hd).
+        """
         width, heads, shared = (
             self.config.head_dim,
             self.config.num_attention_heads,
             self.config.num_key_value_heads,
         )
         sizes = [(heads + shared) * width, shared * width, self.config.intermediate_size]
-        cos, sin = self.cos[positions], self.sin[positions]  # (T, 1, rotary/2) or (B, 1, 1, rotary/2)
-        batch, length, _ = hidden.shape
-        causal = length > 1
+        cos, sin = self.cos[positions], self.sin[positions]  # (N, 1, rotary/2)
+        count = len(hidden)
         for number, layer in enumerate(self.layers):
             normed = F.layer_norm(hidden, hidden.shape[-1:], *layer.norm, self.config.layer_norm_eps)
             qk, v, fc1 = F.linear(normed, *layer.into).split(sizes, dim=-1)
-            qk = rotate(qk.reshape(batch, length, heads + shared, width), cos, sin).transpose(1, 2)
-            keys, values = cache.keys[number], cache.values[number]  # (B, Hkv, T_max, hd)
-            keys[:, :, columns] = qk[:, heads:]
-            values[:, :, columns] = v.reshape(batch, length, shared, width).transpose(1, 2)
-            keys, values = keys[:, :, : columns.stop], values[:, :, : columns.stop]
-            attended = attend(qk[:, :heads], keys, values, mask, causal)  # (B, Hq, T, hd)
-            attended = attended.transpose(1, 2).reshape(batch, length, heads * width)
+            qk = rotate(qk.reshape(count, heads + shared, width), cos, sin)  # (N, Hq + Hkv, hd)
+            keys, values = cache.keys[number], cache.values[number]  # (slots, Hkv, hd)
+            keys[written] = qk[:, heads:]
+            values[written] = v.reshape(count, shared, width)
+            attended = attention(qk[:, :heads], keys, values).reshape(count, heads * width)
             outputs = torch.cat([attended, F.gelu(fc1, approximate="tanh")], dim=-1)
-            hidden = hidden + F.linear(outputs, *layer.out)  # (B, T, Dt)
+            hidden = hidden + F.linear(outputs, *layer.out)  # (N, Dt)
         return hidden
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -161,14 +183,35 @@ class TorchDecoder:
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (arXiv 2104.09864) in half-split layout of (B, T, H, hd), as wide as the table."""
+    """Rotary embedding (arXiv 2104.09864) in half-split layout of (N, H, hd), as wide as the table."""
     half = cos.shape[-1]
     a, b, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
+def causal_mask(chunk: Chunk, device: torch.device) -> Tensor | None:
+    """Which tokens (C, S) a chunk's tokens see; None where the plain causal mask, or none, says the same."""
+    if chunk.start == 0 or chunk.count == 1:
+        return None
+    queries = torch.arange(chunk.start, chunk.start + chunk.count, device=device)
+    return torch.arange(chunk.start + chunk.count, device=device) <= queries[:, None]
+
+
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Attention of (B, Hq, T, hd) over (B, Hkv, S, hd), its scores in float32: Phi-2's overflow float16."""
+    """Attention of (B, Hq, C, hd) over (B, Hkv, S, hd), its scores in float32: Phi-2's overflow float16."""
     grouped = queries.shape[1] != keys.shape[1]
     # Every backend of this function keeps its scores in float32, whatever the dtype.
     return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal, enable_gqa=grouped)
+
+
+def _read(keys: Tensor, values: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
+    """One layer's keys and values (slots, Hkv, hd) at a slice or at slots (B, T) -> (B, Hkv, T, hd) each."""
+    if isinstance(slots, slice):
+        return keys[slots].transpose(0, 1)[None], values[slots].transpose(0, 1)[None]
+    slots = slots if slots.ndim == 2 else slots[None]
+    return keys[slots].transpose(1, 2), values[slots].transpose(1, 2)
+
+
+def _indices(slots: Slots, start: int) -> Tensor:
+    """The slots from the token `start` on, as a tensor."""
+    return torch.arange(slots.start + start, slots.stop) if isinstance(slots, slice) else slots[start:]

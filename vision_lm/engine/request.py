@@ -1,0 +1,140 @@
+"""One request on its way through the engine: what is asked, what is computed, what is said so far."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vision_lm.engine.pages import seals
+from vision_lm.engine.sampling import Sampling
+from vision_lm.engine.stopping import Cycles, FinishReason
+
+
+class Image(Protocol):
+    """A picture as the engine knows it: two with the same digest are the same picture."""
+
+    @property
+    def digest(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, with a run of image placeholders for each of the pictures, in order."""
+
+    ids: Sequence[int]  # (T,)
+    images: Sequence[Image] = ()
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token and its log-probability."""
+
+    id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated for one prompt, without the stop token."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]  # under the model's own distribution, whatever the temperature
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class ImagePlace:
+    """Where a picture's tokens stand in the prompt."""
+
+    image: Image
+    start: int
+    stop: int
+
+
+class Request:
+    """The state of one request. `computed` of its `length` tokens have their keys and values in `pages`."""
+
+    def __init__(self, number: int, prompt: Prompt, sampling: Sampling, image_token_id: int) -> None:
+        self.number = number  # by arrival
+        self.prompt, self.sampling = prompt, sampling
+        self.random = random.Random(sampling.seed)
+        self.tokens: list[Token] = []
+        self.sent = 0  # of them, to the reader
+        self.cycles = Cycles()
+        self.finish_reason: FinishReason | None = None
+        self.places = image_places(prompt, image_token_id)
+        self.contents = _contents(prompt.ids, self.places)
+        self.seals = seals(self.contents)
+        self.pages: list[int] = []
+        self.computed = 0
+        self.sealed = 0  # pages
+
+    @property
+    def length(self) -> int:
+        """Tokens so far: the prompt's and the generated ones."""
+        return len(self.contents)
+
+    @property
+    def pending(self) -> int:
+        """Tokens still to be computed before the next can be chosen."""
+        return len(self.contents) - self.computed
+
+    def ids(self, start: int, stop: int) -> list[int]:
+        """The token ids of a part."""
+        prompt = len(self.prompt.ids)
+        generated = [token.id for token in self.tokens[max(start - prompt, 0) : max(stop - prompt, 0)]]
+        return [*self.prompt.ids[start:stop], *generated]
+
+    def accept(self, token: Token) -> None:
+        """Take the next token; it may be the last."""
+        if token.id in self.sampling.stop_ids:
+            self.finish_reason = "stop"
+            return
+        self.tokens.append(token)
+        self.contents.append(_text_content(token.id))
+        self.seals += seals(self.contents, len(self.seals), self.seals[-1] if self.seals else b"")
+        self.cycles.push(token.id)
+        if self.cycles.looping:
+            del self.tokens[-self.cycles.repeated :]
+            self.finish_reason = "repetition"
+        elif len(self.tokens) == self.sampling.max_tokens:
+            self.finish_reason = "length"
+
+    @property
+    def certain(self) -> int:
+        """How many tokens will stand in the generation whatever comes: a loop may yet drop the others."""
+        return len(self.tokens) - (0 if self.finish_reason else self.cycles.repeated)
+
+    def generation(self) -> Generation:
+        assert self.finish_reason is not None
+        ids, logprobs = tuple(t.id for t in self.tokens), tuple(t.logprob for t in self.tokens)
+        return Generation(ids, logprobs, self.finish_reason)
+
+
+def image_places(prompt: Prompt, image_token_id: int) -> list[ImagePlace]:
+    """Where each picture's tokens stand. Raises ValueError if the placeholders cannot be shared out evenly."""
+    if not prompt.images:
+        return []
+    places = [place for place, one in enumerate(prompt.ids) if one == image_token_id]
+    size, rest = divmod(len(places), len(prompt.images))
+    if not size or rest:
+        raise ValueError(f"{len(places)} image placeholders for {len(prompt.images)} pictures")
+    return [
+        ImagePlace(image, places[number * size], places[number * size + size - 1] + 1)
+        for number, image in enumerate(prompt.images)
+    ]
+
+
+def _contents(ids: Sequence[int], places: Sequence[ImagePlace]) -> list[bytes]:
+    """What tells each token from others: its id, or its picture and its place in the picture."""
+    contents = [_text_content(one) for one in ids]
+    for place in places:
+        for offset in range(place.stop - place.start):
+            contents[place.start + offset] = b"i" + place.image.digest + offset.to_bytes(4, "little")
+    return contents
+
+
+def _text_content(token_id: int) -> bytes:
+    return b"t" + token_id.to_bytes(4, "little")

@@ -1,0 +1,125 @@
+"""A caller's end of one request: its tokens while they come, its result, and the way to cancel it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import Any
+
+from vision_lm.engine.request import Generation, Token
+
+
+class Mailbox:
+    """What the engine's loop writes and the caller reads: tokens in order, then how it ended."""
+
+    def __init__(self) -> None:
+        self.tokens: deque[Token] = deque()
+        self.generation: Generation | None = None
+        self.error: BaseException | None = None
+        self.ended = threading.Event()
+        self._news = threading.Condition()
+        self._wake: Callable[[], Any] | None = None  # of an asyncio reader
+
+    def put(self, tokens: list[Token]) -> None:
+        self.tokens.extend(tokens)
+        self._tell()
+
+    def end(self, outcome: Generation | BaseException) -> None:
+        if isinstance(outcome, BaseException):
+            self.error = outcome
+        else:
+            self.generation = outcome
+        self.ended.set()
+        self._tell()
+
+    def wait(self) -> None:
+        """Until there are tokens to read, or no more will come."""
+        with self._news:
+            self._news.wait_for(lambda: self.tokens or self.ended.is_set())
+
+    def on_news(self, wake: Callable[[], Any] | None) -> None:
+        with self._news:
+            self._wake = wake
+
+    def _tell(self) -> None:
+        with self._news:
+            self._news.notify_all()
+            if self._wake:
+                self._wake()
+
+
+class Ticket:
+    """One submitted request. Iterate over it (`for` or `async for`) for its tokens; `result()` or `await` for all.
+
+    A ticket that nobody holds any more is cancelled: nobody could read it.
+    """
+
+    def __init__(self, mailbox: Mailbox, cancel: Callable[[], None]) -> None:
+        self._mailbox = mailbox
+        self.cancel = weakref.finalize(self, cancel)  # called once: by hand, or when the ticket is gone
+        self.cancel.atexit = False
+
+    def result(self) -> Generation:
+        """Wait for the end. Raises what ended the request early; cancels it if the wait itself is interrupted."""
+        try:
+            self._mailbox.ended.wait()
+        except BaseException:  # an interrupt from the keyboard
+            self.cancel()
+            raise
+        return self._outcome()
+
+    def __iter__(self) -> Generator[Token, None, Generation]:
+        """The tokens as soon as they are certain; the generator returns the whole. Closing it cancels."""
+        mailbox = self._mailbox
+        try:
+            while True:
+                mailbox.wait()
+                while mailbox.tokens:
+                    yield mailbox.tokens.popleft()
+                if mailbox.ended.is_set() and not mailbox.tokens:
+                    return self._outcome()
+        finally:
+            self.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        """The same for asyncio; afterwards `await` the ticket for the whole."""
+        mailbox, news, loop = self._mailbox, asyncio.Event(), asyncio.get_running_loop()
+        mailbox.on_news(lambda: loop.call_soon_threadsafe(news.set))
+        try:
+            while True:
+                while mailbox.tokens:
+                    yield mailbox.tokens.popleft()
+                if mailbox.ended.is_set() and not mailbox.tokens:
+                    self._outcome()
+                    return
+                await news.wait()
+                news.clear()
+        finally:
+            mailbox.on_news(None)
+            self.cancel()
+
+    def __await__(self) -> Generator[Any, None, Generation]:
+        return self._finished().__await__()
+
+    async def _finished(self) -> Generation:
+        mailbox, news, loop = self._mailbox, asyncio.Event(), asyncio.get_running_loop()
+        mailbox.on_news(lambda: loop.call_soon_threadsafe(news.set))
+        try:
+            while not mailbox.ended.is_set():
+                await news.wait()
+                news.clear()
+        except BaseException:  # the waiting task was cancelled
+            self.cancel()
+            raise
+        finally:
+            mailbox.on_news(None)
+        return self._outcome()
+
+    def _outcome(self) -> Generation:
+        if self._mailbox.error is not None:
+            raise self._mailbox.error
+        assert self._mailbox.generation is not None
+        return self._mailbox.generation
