@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -257,27 +259,58 @@ def test_seeded_sampling_repeats(vlm: VisionLM, pictures: Pictures) -> None:
     assert len({*answers, vlm.ask(pictures[0], "what?").text}) == 7
 
 
-def test_a_picture_is_encoded_once_in_a_call(
-    vlm: VisionLM, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same picture many times, from several sources, through a list longer than one part, is encoded once."""
-    encoded = 0
-    forward = ImageEncoder.forward
-
-    def counted(self: ImageEncoder, pixels: torch.Tensor) -> Any:
-        nonlocal encoded
-        encoded += len(pixels)
-        return forward(self, pixels)
-
-    monkeypatch.setattr(ImageEncoder, "forward", counted)
+def test_a_picture_is_encoded_once(vit_checkpoint: Checkpoint, pictures: Pictures) -> None:
+    """The same picture many times, from several sources, in several calls, is encoded once; so is its prompt."""
+    vlm = VisionLM(vit_checkpoint, device="cpu")
     tokens = vlm.encode_images([pictures[0], pictures[1], pictures[0].copy()])
-    assert encoded == 2
+    assert vlm.engine.images.encoded == 2
     assert [tuple(one.shape) for one in tokens] == [(16, 64)] * 3
     assert torch.equal(tokens[0], tokens[2])
     assert not torch.equal(tokens[0], tokens[1])
-    encoded = 0
     vlm.ask([pictures[0], pictures[0].copy()] * 50, "what?", max_tokens=1)
-    assert encoded == 1
+    assert vlm.engine.images.encoded == 2
+    assert vlm.engine.scheduler.shared_tokens == 99 * 16  # a page of image tokens
+
+
+def test_answers_take_the_form_that_is_asked_for(vlm: VisionLM, pictures: Pictures) -> None:
+    """Choices, a regular expression and a JSON schema hold, alone and in one batch; streams say the same."""
+    schema = {
+        "type": "object",
+        "properties": {"count": {"type": "integer", "minimum": 0, "maximum": 99}, "cat": {"type": "boolean"}},
+        "required": ["count", "cat"],
+        "additionalProperties": False,
+    }
+    chosen = vlm.ask(pictures, "which?", choices=["red", "green", "teal"])
+    assert {str(one) for one in chosen} <= {"red", "green", "teal"}
+    assert all(isinstance(one, Answer) and one.finish_reason == "stop" for one in chosen)
+    assert re.fullmatch(r"[0-9]{2}-[a-f]+", str(vlm.ask(pictures[0], "which?", regex=r"[0-9]{2}-[a-f]{1,3}")))
+    answer = vlm.ask(pictures[0], "what?", json_schema=schema, max_tokens=60)
+    assert set(json.loads(answer.text)) == {"count", "cat"}
+    assert "".join(vlm.stream(pictures[0], "what?", json_schema=schema, max_tokens=60)) == answer.text
+    with pytest.raises(RequestError, match="json_schema is .*; give"):
+        vlm.ask(pictures[0], "what?", json_schema={"type": "no such type"})
+
+
+def test_an_answer_ends_before_a_stop_string(vlm: VisionLM, pictures: Pictures) -> None:
+    """Whole and streamed, the text is that of the free answer up to the first stop string in it."""
+    for picture in pictures:
+        free = vlm.ask(picture, "what?", temperature=1.5, seed=3, max_tokens=40)
+        stop = free.text[7:9]
+        cut = vlm.ask(picture, "what?", temperature=1.5, seed=3, max_tokens=40, stop=[stop, "never said"])
+        assert cut.text == free.text[: free.text.index(stop)].rstrip("\ufffd").strip()
+        assert cut.finish_reason == "stop"
+        stream = vlm.stream(picture, "what?", temperature=1.5, seed=3, max_tokens=40, stop=stop)
+        assert "".join(stream) == cut.text
+
+
+def test_alternatives_come_with_the_answer(vlm: VisionLM, pictures: Pictures) -> None:
+    """With `top_logprobs` each token has so many likeliest ones, the greedy one first, at its own log-probability."""
+    answer = vlm.ask(pictures[0], "what?", top_logprobs=3, max_tokens=8)
+    assert [len(top) for top in answer.top_logprobs] == [3] * len(answer.tokens)
+    assert tuple(top[0] for top in answer.top_logprobs) == tuple(
+        zip(answer.tokens, answer.token_logprobs, strict=True)
+    )
+    assert vlm.ask(pictures[0], "what?", max_tokens=8).top_logprobs == ()
 
 
 def test_an_animation_warns(vlm: VisionLM, pictures: Pictures, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from vision_lm.config import TextConfig
 from vision_lm.encoder import ImageEncoder
 from vision_lm.engine import TorchDecoder
 from vision_lm.engine.kv_cache import KVCache
-from vision_lm.engine.torch_decoder import Chunk
-from vision_lm.engine.torch_decoder import attend
+from vision_lm.engine.torch_decoder import Chunk, attend
 from vision_lm.model import VisionLM
 from vision_lm.phi import phi_config
 from vision_lm.prompts import Turn

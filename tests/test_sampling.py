@@ -27,7 +27,7 @@ from transformers import (
 
 import vision_lm
 from vision_lm.engine.grammar import Constraint, Grammars
-from vision_lm.engine.sampling import Chosen, Row, Sampling, choose_rows
+from vision_lm.engine.sampling import Row, Sampling, Token, choose
 from vision_lm.engine.stopping import Cycles, StopStrings
 from vision_lm.errors import RequestError, VisionLMError
 
@@ -43,9 +43,9 @@ def random_logits(rows: int, tokens: int, seed: int) -> Tensor:
     return torch.randn(rows, tokens, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def ids(results: Sequence[Chosen | VisionLMError]) -> list[int]:
-    assert all(isinstance(one, Chosen) for one in results), results
-    return [one.id for one in results if isinstance(one, Chosen)]
+def ids(results: Sequence[Token | VisionLMError]) -> list[int]:
+    assert all(isinstance(one, Token) for one in results), results
+    return [one.id for one in results if isinstance(one, Token)]
 
 
 # Settings
@@ -173,12 +173,12 @@ def test_draws_follow_the_distribution_of_transformers_warpers(settings: dict[st
     seen = torch.zeros(30, dtype=torch.bool)
     seen[seen_ids] = True
     rows = [Row(wanted, (n + 0.5) / DRAWS, seen) for n in range(DRAWS)]
-    results = choose_rows(logits.expand(DRAWS, -1), rows)
+    results = choose(logits.expand(DRAWS, -1), rows)
     counts = np.bincount(ids(results), minlength=30) / DRAWS
     assert not counts[probs == 0].any()
     np.testing.assert_allclose(counts, probs, atol=2 / DRAWS)
     untempered = logits[0].log_softmax(-1)
-    logprobs = [one.logprob for one in results if isinstance(one, Chosen)]
+    logprobs = [one.logprob for one in results if isinstance(one, Token)]
     assert logprobs == pytest.approx(untempered[ids(results)].tolist(), abs=1e-6)
 
 
@@ -190,7 +190,7 @@ def test_greedy_rows_obey_the_penalty_as_transformers_does(penalty: float) -> No
     expected = RepetitionPenaltyLogitsProcessor(penalty)(prompts, logits.clone()).argmax(-1)
     seen = torch.zeros(200, 50, dtype=torch.bool).scatter(1, prompts, True)
     rows = [Row(sampling(repetition_penalty=penalty), seen=one) for one in seen]
-    assert ids(choose_rows(logits, rows)) == expected.tolist()
+    assert ids(choose(logits, rows)) == expected.tolist()
     if penalty != 1:
         assert expected.tolist() != logits.argmax(-1).tolist()
 
@@ -206,7 +206,7 @@ def test_extreme_draws_stay_inside_the_kept_tokens(
     """The smallest and the largest possible draw give the first and the last of the tokens that are kept."""
     logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
     row = Row(sampling(temperature=1.0, **settings), draw)
-    assert ids(choose_rows(logits, [row])) == [kept[first_or_last]]
+    assert ids(choose(logits, [row])) == [kept[first_or_last]]
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-30, 1e30, 1e308])
@@ -214,16 +214,16 @@ def test_extreme_temperatures_still_choose_among_the_likeliest(temperature: floa
     """No overflow: cold is greedy, and hot is even among the two likeliest."""
     rows = [Row(sampling(temperature=temperature, top_k=2), draw) for draw in (0.1, 0.9)]
     expected = [1, 1] if temperature < 1 else [1, 3]
-    assert ids(choose_rows(torch.tensor([[0.0, 3.0, 1.0, 2.0]] * 2), rows)) == expected
+    assert ids(choose(torch.tensor([[0.0, 3.0, 1.0, 2.0]] * 2), rows)) == expected
 
 
 def test_of_equal_tokens_no_more_than_top_k_are_kept() -> None:
     """Narrow dtypes make equal logits, and "at most two" must stay two."""
     logits = torch.tensor([[1.0, 2.0, 1.0, 2.0, 2.0, 1.0]] * 100)
     rows = [Row(sampling(temperature=1.0, top_k=2), n / 100) for n in range(100)]
-    assert set(ids(choose_rows(logits, rows))) == {1, 3}
+    assert set(ids(choose(logits, rows))) == {1, 3}
     rows = [Row(sampling(temperature=1.0, top_k=4), n / 100) for n in range(100)]
-    assert set(ids(choose_rows(logits, rows))) == {0, 1, 3, 4}
+    assert set(ids(choose(logits, rows))) == {0, 1, 3, 4}
 
 
 def test_a_row_is_chosen_as_if_it_were_alone() -> None:
@@ -244,8 +244,8 @@ def test_a_row_is_chosen_as_if_it_were_alone() -> None:
         rows.append(
             Row(sampling(**settings), generator.random(), generator.choice(masks), generator.choice(masks))
         )
-    together = choose_rows(logits, rows)
-    assert together == [choose_rows(logits[n : n + 1], [row])[0] for n, row in enumerate(rows)]
+    together = choose(logits, rows)
+    assert together == [choose(logits[n : n + 1], [row])[0] for n, row in enumerate(rows)]
     assert len(set(ids(together))) > 50
 
 
@@ -256,10 +256,10 @@ def test_only_allowed_tokens_are_chosen_and_the_probability_stays_the_model_s_ow
     allowed[[4, 9, 33]] = True
     for settings in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 20, "top_p": 0.99}):
         rows = [Row(sampling(**settings), n / 100, allowed=allowed) for n in range(100)]
-        results = choose_rows(logits, rows)
+        results = choose(logits, rows)
         assert set(ids(results)) == {4, 9, 33}
         for one, row in zip(results, logits.double().log_softmax(-1), strict=True):
-            assert isinstance(one, Chosen) and one.logprob == pytest.approx(float(row[one.id]), abs=1e-5)
+            assert isinstance(one, Token) and one.logprob == pytest.approx(float(row[one.id]), abs=1e-5)
 
 
 def test_alternatives_are_the_likeliest_tokens_under_the_model() -> None:
@@ -268,14 +268,14 @@ def test_alternatives_are_the_likeliest_tokens_under_the_model() -> None:
     allowed = torch.arange(25) < 2
     rows = [Row(sampling(top_logprobs=n, temperature=2.0), 0.5, allowed, allowed) for n in range(21)]
     for count, (one, row) in enumerate(
-        zip(choose_rows(logits, rows), logits.log_softmax(-1).numpy(), strict=True)
+        zip(choose(logits, rows), logits.log_softmax(-1).numpy(), strict=True)
     ):
         order = np.argsort(-row)[:count]
-        assert isinstance(one, Chosen)
+        assert isinstance(one, Token)
         assert [token for token, _ in one.top] == order.tolist()
         assert [logprob for _, logprob in one.top] == pytest.approx(row[order].tolist())
-    few = choose_rows(logits[:1, :3], [Row(sampling(top_logprobs=20))])[0]
-    assert isinstance(few, Chosen) and len(few.top) == 3
+    few = choose(logits[:1, :3], [Row(sampling(top_logprobs=20))])[0]
+    assert isinstance(few, Token) and len(few.top) == 3
 
 
 @pytest.mark.parametrize(
@@ -286,9 +286,9 @@ def test_what_is_wrong_with_a_row_stands_in_its_place(settings: dict[str, Any]) 
     logits = random_logits(5, 20, seed=9)
     nothing = torch.zeros(20, dtype=torch.bool)
     rows = [Row(sampling(**settings), 0.5, allowed=nothing if n == 3 else None) for n in range(5)]
-    expected = ids(choose_rows(logits[[0, 2]], [rows[0], rows[2]]))
+    expected = ids(choose(logits[[0, 2]], [rows[0], rows[2]]))
     logits[1, 4], logits[4, 19] = float("nan"), float("inf")
-    results = choose_rows(logits, rows)
+    results = choose(logits, rows)
     assert ids([results[0], results[2]]) == expected
     assert isinstance(results[1], VisionLMError) and "not a number" in str(results[1])
     assert isinstance(results[4], VisionLMError) and "not a number" in str(results[4])
@@ -328,7 +328,7 @@ def write(
         logits[:, -100:] += 1000  # the model wants nothing but what is no token
         logits[0, ending] += length / 5
         draw = float(torch.rand(1, generator=generator))
-        (token,) = ids(choose_rows(logits, [Row(wanted, draw, allowed=allowed)]))
+        (token,) = ids(choose(logits, [Row(wanted, draw, allowed=allowed)]))
         matcher.accept(token)
         if token == EOS:
             return tokenizer.decode(written)

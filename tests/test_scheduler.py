@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from vision_lm.engine.pages import PAGE, Pages, pages_for, seals
-from vision_lm.engine.request import Prompt, Request, Token
-from vision_lm.engine.sampling import Sampling
+from vision_lm.engine.request import Prompt, Request
+from vision_lm.engine.sampling import Sampling, Token
 from vision_lm.engine.scheduler import Limits, Scheduler, Span
 
 

@@ -18,9 +18,11 @@ class Answer:
 
     text: str
     confidence: float  # 0 to 1, calibrated: see `confidence`
-    finish_reason: FinishReason  # "stop", "length" or "repetition"
+    finish_reason: FinishReason  # "stop", "length", "repetition" or "cancelled"
     tokens: tuple[int, ...]  # those that the text is made of; a full stop added to a caption has none
     token_logprobs: tuple[float, ...]  # natural logarithms, one for each token
+    # With the option `top_logprobs`: for each token the likeliest ids at its place, with their logarithms.
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -54,7 +56,7 @@ class AnswerWriter:
 
     def whole(self, generation: Generation, *, caption: bool) -> Answer:
         """The answer of a finished generation. A caption ends at a sentence and says none twice."""
-        text, reason = self._text(generation.tokens), generation.finish_reason
+        text, reason = self._text(generation.tokens, generation.cut), generation.finish_reason
         count = len(generation.tokens)
         if caption:
             kept, full_stop, reason = cut_caption(text, reason)
@@ -65,7 +67,12 @@ class AnswerWriter:
             text = kept + full_stop
         logprobs = generation.logprobs[:count]
         return Answer(
-            text, confidence(logprobs, self.calibration), reason, generation.tokens[:count], logprobs
+            text,
+            confidence(logprobs, self.calibration),
+            reason,
+            generation.tokens[:count],
+            logprobs,
+            generation.tops[:count],
         )
 
     def pieces(
@@ -89,12 +96,12 @@ class AnswerWriter:
             yield answer.text[sent:]
         return answer
 
-    def _text(self, tokens: Sequence[int]) -> str:
-        """Tokens as text, without blanks around it and without a character whose last bytes are still to come.
+    def _text(self, tokens: Sequence[int], cut: int | None = None) -> str:
+        """Tokens as text up to `cut`, without blanks around it and without a character whose last bytes are still to come.
 
         So the text of the first few tokens is always the beginning of the text of all.
         """
-        return self.decode(tokens).rstrip("\ufffd").strip()
+        return self.decode(tokens)[:cut].rstrip("\ufffd").strip()
 
 
 def confidence(token_logprobs: Sequence[float], calibration: Calibration) -> float:

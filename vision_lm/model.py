@@ -16,6 +16,7 @@ from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vision_lm.encoder import ImageEncoder, feature_width
 from vision_lm.engine import (
     Engine,
+    Grammars,
     Options,
     Prompt,
     Sampling,
@@ -65,7 +66,9 @@ class VisionLM:
     """A vision-language model that captions, answers and chats: one request, or a list of them batched.
 
     A list gives a list, in which a bad request's error stands in its place; a bad request alone raises it.
-    Every method takes `max_tokens`, `temperature`, `top_p`, `top_k` and `seed`; without them it is greedy.
+    Every method takes the options of `engine.sampling.Options`: `max_tokens`, `temperature`, `top_p`, `top_k`,
+    `min_p`, `repetition_penalty`, `seed`, `stop`, `top_logprobs`, and one of `json_schema`, `regex` and `choices`
+    for the answer's form. Without them it is greedy. Any thread may ask: requests are batched as they come.
     """
 
     def __init__(
@@ -92,12 +95,19 @@ class VisionLM:
             encoder = ImageEncoder(config.vision)  # it has buffers that only its constructor can compute
         self.encoder = self._filled(encoder, "encoder.")
         self.projector = self._filled(projector, "projector.")
+        self.prompts = PromptBuilder(checkpoint.tokenizer, config.prompt, tokens_per_image)
         self.engine = Engine(
             TorchDecoder(config.text, self._tensors("phi."), self.device, self.dtype),
             PictureEncoder(self.encoder, self.projector),
             config.prompt.image_token_id,
+            grammars=Grammars(
+                checkpoint.tokenizer,
+                config.text.vocab_size,
+                [config.prompt.eos_token_id],
+                lead=config.prompt.answer.partition("{answer}")[0],
+            ),
+            decode=self.prompts.decode,
         )
-        self.prompts = PromptBuilder(checkpoint.tokenizer, config.prompt, tokens_per_image)
         self.writer = AnswerWriter(self.prompts.decode, config.calibration)
 
     def _tensors(self, prefix: str) -> dict[str, Tensor]:

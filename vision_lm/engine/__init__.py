@@ -2,8 +2,9 @@
 
 from vision_lm.engine.device import choose_device, choose_dtype
 from vision_lm.engine.engine import Engine
-from vision_lm.engine.request import Generation, Prompt, Token
-from vision_lm.engine.sampling import Options, Sampling
+from vision_lm.engine.grammar import Grammars
+from vision_lm.engine.request import Generation, Prompt
+from vision_lm.engine.sampling import Options, Sampling, Token
 from vision_lm.engine.scheduler import Limits
 from vision_lm.engine.ticket import Ticket
 from vision_lm.engine.torch_decoder import TorchDecoder
@@ -11,6 +12,7 @@ from vision_lm.engine.torch_decoder import TorchDecoder
 __all__ = [
     "Engine",
     "Generation",
+    "Grammars",
     "Limits",
     "Options",
     "Prompt",

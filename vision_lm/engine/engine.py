@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision_lm.engine.grammar import Grammars
 from vision_lm.engine.image_cache import ImageCache
 from vision_lm.engine.kv_cache import KVCache, bytes_per_token
 from vision_lm.engine.pages import PAGE, Pages, pages_for
-from vision_lm.engine.request import Generation, Prompt, Request, Token
-from vision_lm.engine.sampling import Sampling, choose
+from vision_lm.engine.request import Generation, Prompt, Request
+from vision_lm.engine.sampling import Row, Sampling, Token, choose
 from vision_lm.engine.scheduler import Limits, Scheduler, Span
-from vision_lm.engine.stopping import FinishReason
+from vision_lm.engine.stopping import FinishReason, StopStrings
 from vision_lm.engine.ticket import Mailbox, Ticket
 from vision_lm.engine.torch_decoder import Chunk, TorchDecoder
-from vision_lm.errors import RequestError
+from vision_lm.errors import RequestError, VisionLMError
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +53,17 @@ class Engine:
         encode: Callable[[Sequence[Any]], Sequence[Tensor]],
         image_token_id: int,
         *,
+        grammars: Grammars | None = None,
+        decode: Callable[[Sequence[int]], str] | None = None,
         limits: Limits | None = None,
         cache_tokens: int | None = None,
     ) -> None:
-        """`encode`: pictures -> their image tokens (M, Dt); `cache_tokens`: the memory budget, in tokens kept."""
+        """`encode`: pictures -> their image tokens (M, Dt); `cache_tokens`: the memory budget, in tokens kept.
+
+        Requests with a form need `grammars`, requests with stop strings `decode`: token ids -> text.
+        """
         self.decoder, self.image_token_id = decoder, image_token_id
+        self._grammars, self._decode = grammars, decode
         self.images = ImageCache(encode)
         self.cache = KVCache(
             decoder.config,
@@ -95,8 +102,17 @@ class Engine:
     def submit(self, prompt: Prompt, sampling: Sampling) -> Ticket:
         """Queue a request; its ticket yields tokens and the result. Raises RequestError before it is queued."""
         self.check(len(prompt.ids), sampling)
+        stop_strings = matcher = None
+        if sampling.stop:
+            if self._decode is None:
+                raise RequestError("stop strings need an engine that can decode tokens")
+            stop_strings = StopStrings(sampling.stop, self._decode)
+        if sampling.constraint:
+            if self._grammars is None:
+                raise RequestError("json_schema, regex and choices need an engine with grammars")
+            matcher = self._grammars.matcher(sampling.constraint)
+        request = Request(next(self._numbers), prompt, sampling, self.image_token_id, stop_strings, matcher)
         mailbox = Mailbox()
-        request = Request(next(self._numbers), prompt, sampling, self.image_token_id)
         self._mailboxes[request] = mailbox
         with self._lock:
             self._arrived.append(request)
@@ -158,11 +174,16 @@ class Engine:
         self.scheduler.done(spans)
         if logits is None:
             return
-        draws = [request.random.random() for request in complete]
-        ids, logprobs = choose(logits, [request.sampling for request in complete], draws)
-        self.stats.generated_tokens += len(complete)
-        for request, token_id, logprob in zip(complete, ids, logprobs, strict=True):
-            self._accept(request, Token(token_id, logprob))
+        rows: list[Row] = []
+        places: list[int] = []  # of those whose form can say what may come
+        for place, request in enumerate(complete):
+            try:
+                rows.append(request.row(logits.shape[-1]))
+                places.append(place)
+            except Exception as error:
+                self._end(request, error)
+        for place, chosen in zip(places, choose(logits[places], rows), strict=True):
+            self._accept(complete[place], chosen)
 
     def _forward(self, spans: Sequence[Span]) -> tuple[list[Request], Tensor | None]:
         """The model's part: → the requests whose next token can be chosen, and its logits (R, V)."""
@@ -213,11 +234,18 @@ class Engine:
             embeddings[shift + first : shift + last] = tokens[first - place.start : last - place.start]
         return embeddings
 
-    def _accept(self, request: Request, token: Token) -> None:
-        request.accept(token)
-        mailbox = self._mailboxes[request]
+    def _accept(self, request: Request, chosen: Token | VisionLMError) -> None:
+        """The next token of a request, or why it has none."""
+        try:
+            if isinstance(chosen, VisionLMError):
+                raise chosen
+            request.accept(chosen)
+        except Exception as error:
+            self._end(request, error)
+            return
+        self.stats.generated_tokens += 1
         if request.certain > request.sent:
-            mailbox.put(request.tokens[request.sent : request.certain])
+            self._mailboxes[request].put(request.tokens[request.sent : request.certain])
             request.sent = request.certain
         if request.finish_reason:
             self._finish(request, request.finish_reason)

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
+from vision_lm.engine.grammar import Matcher
 from vision_lm.engine.pages import seals
-from vision_lm.engine.sampling import Sampling
-from vision_lm.engine.stopping import Cycles, FinishReason
+from vision_lm.engine.sampling import Row, Sampling, Token
+from vision_lm.engine.stopping import Cycles, FinishReason, StopStrings
 
 
 class Image(Protocol):
@@ -28,20 +31,14 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Token:
-    """One generated token and its log-probability."""
-
-    id: int
-    logprob: float
-
-
-@dataclass(frozen=True)
 class Generation:
     """What was generated for one prompt, without the stop token."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]  # under the model's own distribution, whatever the temperature
     finish_reason: FinishReason
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()  # `Token.top` of each
+    cut: int | None = None  # characters of the tokens' text that stand before a stop string, if one was found
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,19 @@ class ImagePlace:
 class Request:
     """The state of one request. `computed` of its `length` tokens have their keys and values in `pages`."""
 
-    def __init__(self, number: int, prompt: Prompt, sampling: Sampling, image_token_id: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        prompt: Prompt,
+        sampling: Sampling,
+        image_token_id: int,
+        stop_strings: StopStrings | None = None,
+        matcher: Matcher | None = None,
+    ) -> None:
         self.number = number  # by arrival
         self.prompt, self.sampling = prompt, sampling
         self.random = random.Random(sampling.seed)
+        self.stop_strings, self.matcher = stop_strings, matcher
         self.tokens: list[Token] = []
         self.sent = 0  # of them, to the reader
         self.cycles = Cycles()
@@ -87,6 +93,17 @@ class Request:
         generated = [token.id for token in self.tokens[max(start - prompt, 0) : max(stop - prompt, 0)]]
         return [*self.prompt.ids[start:stop], *generated]
 
+    def row(self, vocabulary: int) -> Row:
+        """How the next of `vocabulary` tokens is to be chosen."""
+        seen = None
+        if self.sampling.repetition_penalty != 1:
+            pictured = {place for one in self.places for place in range(one.start, one.stop)}
+            asked = [one for place, one in enumerate(self.prompt.ids) if place not in pictured]
+            seen = torch.zeros(vocabulary, dtype=torch.bool)
+            seen[[*asked, *(token.id for token in self.tokens)]] = True
+        allowed = self.matcher.mask() if self.matcher else None
+        return Row(self.sampling, self.random.random(), seen, allowed)
+
     def accept(self, token: Token) -> None:
         """Take the next token; it may be the last."""
         if token.id in self.sampling.stop_ids:
@@ -96,7 +113,16 @@ class Request:
         self.contents.append(_text_content(token.id))
         self.seals += seals(self.contents, len(self.seals), self.seals[-1] if self.seals else b"")
         self.cycles.push(token.id)
-        if self.cycles.looping:
+        if self.matcher:
+            self.matcher.accept(token.id)
+        if self.stop_strings:
+            self.stop_strings.push(token.id)
+        if self.stop_strings and self.stop_strings.cut is not None:
+            del self.tokens[self.stop_strings.tokens :]
+            self.finish_reason = "stop"
+        elif self.matcher and self.matcher.done:
+            self.finish_reason = "stop"
+        elif self.cycles.looping and not self.matcher:  # what a form repeats was asked for
             del self.tokens[-self.cycles.repeated :]
             self.finish_reason = "repetition"
         elif len(self.tokens) == self.sampling.max_tokens:
@@ -104,13 +130,23 @@ class Request:
 
     @property
     def certain(self) -> int:
-        """How many tokens will stand in the generation whatever comes: a loop may yet drop the others."""
-        return len(self.tokens) - (0 if self.finish_reason else self.cycles.repeated)
+        """How many tokens will stand in the generation whatever comes: a loop or a stop string may yet drop others."""
+        count = len(self.tokens)
+        if self.finish_reason is None and not self.matcher:
+            count -= self.cycles.repeated
+        if self.stop_strings:
+            count = min(count, self.stop_strings.certain_tokens)
+        return count
 
     def generation(self) -> Generation:
         assert self.finish_reason is not None
-        ids, logprobs = tuple(t.id for t in self.tokens), tuple(t.logprob for t in self.tokens)
-        return Generation(ids, logprobs, self.finish_reason)
+        return Generation(
+            tuple(token.id for token in self.tokens),
+            tuple(token.logprob for token in self.tokens),
+            self.finish_reason,
+            tuple(token.top for token in self.tokens) if self.sampling.top_logprobs else (),
+            self.stop_strings.cut if self.stop_strings else None,
+        )
 
 
 def image_places(prompt: Prompt, image_token_id: int) -> list[ImagePlace]:

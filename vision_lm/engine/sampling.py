@@ -104,7 +104,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Token:
     """The next token, and how likely it and others were to the model itself, whatever the settings."""
 
     id: int
@@ -113,7 +113,7 @@ class Chosen:
 
 
 @torch.inference_mode()
-def choose_rows(logits: Tensor, rows: Sequence[Row]) -> list[Chosen | VisionLMError]:
+def choose(logits: Tensor, rows: Sequence[Row]) -> list[Token | VisionLMError]:
     """The next token of each row of logits (B, V), float32. What is wrong with a row stands in its place.
 
     Each row is chosen as if it were alone.
@@ -130,7 +130,7 @@ def choose_rows(logits: Tensor, rows: Sequence[Row]) -> list[Chosen | VisionLMEr
     reachable = scores.gather(-1, chosen)[:, 0].isfinite().tolist()
     tops = _likeliest(log_probs, [row.sampling.top_logprobs for row in rows])
     return [
-        Chosen(token, logprob, top) if fine and math.isfinite(logprob) else _error(logprob)
+        Token(token, logprob, top) if fine and math.isfinite(logprob) else _error(logprob)
         for token, logprob, top, fine in zip(ids.tolist(), logprobs, tops, reachable, strict=True)
     ]
 
@@ -249,42 +249,6 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
 
 def _stack(masks: Sequence[Tensor | None]) -> Tensor:
     return torch.stack([mask for mask in masks if mask is not None])
-
-
-@torch.inference_mode()
-def choose(
-    logits: Tensor, settings: Sequence[Sampling], draws: Sequence[float]
-) -> tuple[list[int], list[float]]:
-    """The next token of each row of logits (B, V), and its log-probability, untempered.
-
-    `draws` holds a number in [0, 1) for each row: randomness comes from the request, never from the batch.
-    """
-    log_probs = logits.log_softmax(-1)  # (B, V)
-    chosen = log_probs.argmax(-1)  # (B,)
-    for row, (sampling, draw) in enumerate(zip(settings, draws, strict=True)):
-        if sampling.temperature > 0:
-            chosen[row] = _sample(logits[row], sampling, draw)
-    values = log_probs.gather(-1, chosen[:, None])[:, 0].tolist()
-    if not all(map(math.isfinite, values)):
-        raise VisionLMError(
-            "the model's output is not a number; its weights are damaged, or its dtype is too narrow"
-        )
-    return chosen.tolist(), values
-
-
-def _sample(logits: Tensor, sampling: Sampling, draw: float) -> int:
-    """One token of logits (V,): the first at which the cumulative probability of the kept tokens passes `draw`."""
-    ids: Tensor | None = None
-    if sampling.top_k is not None or sampling.top_p < 1:  # only then the order of the tokens matters
-        logits, ids = logits.topk(min(sampling.top_k or len(logits), len(logits)))  # likeliest first
-    probs = (logits.double() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        likelier = probs.cumsum(-1) - probs
-        probs = probs * (likelier < sampling.top_p)
-    sums = probs.cumsum(-1)
-    total = float(sums[-1])
-    place = int(torch.searchsorted(sums, min(draw * total, math.nextafter(total, 0)), right=True))
-    return place if ids is None else int(ids[place])
 
 
 def _stop_strings(stop: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -19,27 +20,29 @@ class Cycles:
     def __init__(self, least: int = REPEATED_TOKENS) -> None:
         """`least`: how many tokens have to repeat before it is a loop."""
         self._least = least
-        self._tokens: list[int | str] = []
-        # runs[p]: how many tokens at the end equal the one p places before them.
-        self._runs = [0] * (LONGEST_CYCLE + 1)
+        self._places: dict[int | str, list[int]] = {}  # of each token
+        self._count = 0
+        self._runs: dict[
+            int, int
+        ] = {}  # by period p: how many tokens at the end equal the one p places before
 
     def push(self, token: int | str) -> None:
-        tokens, runs = self._tokens, self._runs
-        for period in range(1, min(len(tokens), LONGEST_CYCLE) + 1):
-            runs[period] = runs[period] + 1 if tokens[-period] == token else 0
-        tokens.append(token)
+        places = self._places.setdefault(token, [])
+        periods = (self._count - place for place in reversed(places))
+        near = itertools.takewhile(lambda period: period <= LONGEST_CYCLE, periods)
+        self._runs = {period: self._runs.get(period, 0) + 1 for period in near}
+        places.append(self._count)
+        self._count += 1
 
     @property
     def repeated(self) -> int:
         """How many tokens at the end repeat what stands before them: what a loop found later would drop."""
-        return max(self._runs)
+        return max(self._runs.values(), default=0)
 
     @property
     def looping(self) -> bool:
         """True once some cycle stands COPIES times in a row and is long enough to be no answer."""
-        return any(
-            run >= max((COPIES - 1) * period, self._least) for period, run in enumerate(self._runs) if run
-        )
+        return any(run >= max((COPIES - 1) * period, self._least) for period, run in self._runs.items())
 
 
 class StopStrings:
