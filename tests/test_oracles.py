@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration
 
 from tests.conftest import VIT, random_checkpoint, random_phi, text_config
+from vision_lm.checkpoint import read_checkpoint
 from vision_lm.config import TextConfig
 from vision_lm.encoder import ImageEncoder
-from vision_lm.engine import TorchDecoder
+from vision_lm.engine import Engine, Prompt, Sampling, TorchDecoder
 from vision_lm.engine.kv_cache import KVCache
-from vision_lm.engine.torch_decoder import Chunk, attend
+from vision_lm.engine.torch_decoder import Chunk, attend_chunk, attend_rows
 from vision_lm.model import VisionLM
-from vision_lm.phi import phi_config
+from vision_lm.phi import build_phi, phi_config
 from vision_lm.prompts import Turn
 
 # Head layouts of the models that matter, at reduced width.
@@ -192,12 +194,53 @@ def test_logits_and_greedy_tokens_equal_phi(layout: str) -> None:
 def test_float16_scores_do_not_overflow() -> None:
     """Phi-2's attention scores pass 65,504 (transformers #28163): in float16 they must still mix the values right."""
     torch.manual_seed(5)
-    queries = (60 + torch.randn(1, 2, 6, 80)).half()
-    keys = (60 + 0.03 * torch.randn(1, 2, 6, 80)).half()
-    values = torch.randn(1, 2, 6, 80).half()
-    scores = queries.double() @ keys.double().transpose(-1, -2)
+    queries = (60 + torch.randn(2, 6, 80)).half()  # (H, T, hd)
+    keys = (60 + 0.03 * torch.randn(2, 6, 80)).half()
+    values = torch.randn(2, 6, 80).half()
+    scores = queries.double() @ keys.double().mT
     assert scores.min() > 65_504
     weights = (scores / 80**0.5).softmax(-1)
     assert 0.02 < weights.median() < 0.3
-    mixed = attend(queries, keys, values, None, causal=False)
-    torch.testing.assert_close(mixed.double(), weights @ values.double(), atol=0.01, rtol=0.01)
+    expected = (weights @ values.double())[:, -1]  # of the last token, which sees all
+    chunk = attend_chunk(queries.transpose(0, 1), keys, values, None)
+    row = attend_rows(queries[:, -1][None], keys, values, None)
+    torch.testing.assert_close(chunk[-1].double(), expected, atol=0.01, rtol=0.01)
+    torch.testing.assert_close(row[0].double(), expected, atol=0.01, rtol=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [*LAYOUTS, "mini itself"])
+def test_greedy_answers_to_200_prompts_equal_phi(layout: str) -> None:
+    """Every token that the engine chose, in batches, pages and shared prefixes, is what PhiForCausalLM would choose."""
+    torch.manual_seed(6)
+    if layout == "mini itself":
+        checkpoint = read_checkpoint("mini")
+        config = checkpoint.config.text
+        phi: Any = build_phi(config)
+        tensors = checkpoint.tensors.items()
+        phi.load_state_dict({name[4:]: t.float() for name, t in tensors if name.startswith("phi.")})
+    else:
+        config = text_config(**LAYOUTS[layout])
+        phi = random_phi(config)
+    phi.eval()
+    decoder = TorchDecoder(config, phi.state_dict(), torch.device("cpu"), torch.float32)
+    chance = random.Random(7)
+    starts = [[chance.randrange(400) for _ in range(40)] for _ in range(3)]
+    prompts = [
+        Prompt([*starts[number % 3], *(chance.randrange(400) for _ in range(1 + number % 50))])
+        for number in range(200)
+    ]
+    engine = Engine(decoder, lambda _: [], image_token_id=-1, cache_tokens=2048)
+    answers = engine.generate(prompts, Sampling(max_tokens=16))
+    assert engine.scheduler.shared_tokens > 1000
+    different = 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with torch.inference_mode():
+            logits = phi(torch.tensor([[*prompt.ids, *answer.tokens]])).logits[0, len(prompt.ids) - 1 : -1]
+        best = logits.max(-1).values
+        chosen = logits.gather(-1, torch.tensor(answer.tokens)[:, None])[:, 0]
+        torch.testing.assert_close(chosen, best, atol=1e-4, rtol=0)  # the best, or as good within rounding
+        different += sum(a != b for a, b in zip(answer.tokens, logits.argmax(-1).tolist(), strict=True))
+        expected = logits.log_softmax(-1).max(-1).values
+        torch.testing.assert_close(torch.tensor(answer.logprobs), expected, atol=1e-3, rtol=1e-3)
+    assert different <= 2  # of 3,200: ties that the last bit decides

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from vision_lm.config import TextConfig
-from vision_lm.engine.pages import PAGE
-
-Slots: TypeAlias = (
-    slice | Tensor
-)  # of a sequence's tokens in order: a slice where they lie side by side, or int64
+from vision_lm.engine.pages import PAGE, pages_for
 
 
 class KVCache:
-    """Keys and values (L, slots, Hkv, hd) of `pages` pages; slot = page * PAGE + the token's place in the page."""
+    """Keys and values (L, Hkv, slots, hd) of `pages` pages; slot = page * PAGE + the token's place in the page.
+
+    Heads stand outside: what is gathered of a head is one matrix then, as matrix products want it.
+    """
 
     def __init__(self, config: TextConfig, pages: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.num_hidden_layers, pages * PAGE, config.num_key_value_heads, config.head_dim)
+        shape = (config.num_hidden_layers, config.num_key_value_heads, pages * PAGE, config.head_dim)
         # Memory that is never written costs nothing on a CPU: the system hands it out when it is first touched.
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
@@ -31,15 +29,9 @@ class KVCache:
         """Of the whole cache."""
         return self.keys.nbytes + self.values.nbytes
 
-    def slots(self, pages: Sequence[int], tokens: int) -> Slots:
-        """Where the first `tokens` tokens of a sequence with these pages are."""
-        used = pages[: -(-tokens // PAGE)]
-        if used[-1] - used[0] == len(used) - 1 and all(
-            b - a == 1 for a, b in zip(used, used[1:], strict=False)
-        ):
-            return slice(used[0] * PAGE, used[0] * PAGE + tokens)
-        table = torch.tensor(used, device=self.keys.device)
-        return slots_of(table)[:tokens]
+    def slots(self, pages: Sequence[int], tokens: int) -> Tensor:
+        """Where the first `tokens` tokens of a sequence with these pages are: (tokens,)."""
+        return slots_of(torch.tensor(pages[: pages_for(tokens)], device=self.keys.device))[:tokens]
 
 
 def slots_of(table: Tensor) -> Tensor:

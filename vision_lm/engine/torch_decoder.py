@@ -7,6 +7,7 @@ So the projections that read the LayerNorm are one matrix here, and the two that
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vision_lm.config import TextConfig
-from vision_lm.engine.kv_cache import KVCache, Slots, slots_of
+from vision_lm.engine.kv_cache import KVCache, slots_of
 from vision_lm.engine.pages import pages_for
 
 
@@ -34,7 +35,7 @@ class Chunk:
 
     start: int
     count: int
-    slots: Slots  # of the sequence's first start + count tokens
+    slots: Tensor  # (start + count,): where the sequence's tokens up to the last of these are in the cache
     complete: bool  # whether the logits after its last token are wanted
 
 
@@ -86,21 +87,23 @@ class TorchDecoder:
         """Embeddings (N, Dt) of all chunks, one after the other -> logits (R, V) after the complete ones, float32."""
         counts = [chunk.count for chunk in chunks]
         positions = torch.cat(
-            [torch.arange(chunk.start, chunk.start + chunk.count) for chunk in chunks]
+            [torch.arange(chunk.start, chunk.start + chunk.count, device=self.device) for chunk in chunks]
         )  # (N,)
-        written = torch.cat([_indices(chunk.slots, chunk.start) for chunk in chunks]).to(self.device)  # (N,)
-        masks = [causal_mask(chunk, self.device) for chunk in chunks]
+        written = torch.cat([chunk.slots[chunk.start :] for chunk in chunks])  # (N,)
+        masks = [causal_mask(chunk) for chunk in chunks]
 
-        def attend_chunks(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             parts = queries.split(counts)  # (C, Hq, hd) each
             attended = [
-                attend(part[None].transpose(1, 2), *_read(keys, values, chunk.slots), mask, chunk.start == 0)
+                attend_chunk(
+                    part, keys.index_select(1, chunk.slots), values.index_select(1, chunk.slots), mask
+                )
                 for part, chunk, mask in zip(parts, chunks, masks, strict=True)
-            ]  # (1, Hq, C, hd) each
-            return torch.cat([one[0].transpose(0, 1) for one in attended])  # (N, Hq, hd)
+            ]
+            return torch.cat(attended)  # (N, Hq, hd)
 
         hidden = embeddings.to(self.device, self.dtype)
-        hidden = self._blocks(hidden, positions.to(self.device), cache, written, attend_chunks)
+        hidden = self._blocks(hidden, positions, cache, written, attend)
         ends = itertools.accumulate(counts)
         last = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.complete]
         return self._logits(hidden[last])
@@ -115,32 +118,22 @@ class TorchDecoder:
         """
         longest = max(lengths) + 1
         positions = torch.tensor(lengths, device=self.device)  # (B,)
-        if len(ids) == 1:
-            slots = cache.slots(pages[0], longest)
-            written = _indices(slots, longest - 1).to(self.device)  # (1,)
-            if isinstance(slots, Tensor):
-                slots = slots[None]  # (1, T)
-            mask = None
-        else:
-            used = [row[: pages_for(longest)] for row in pages]
-            width = max(map(len, used))
-            table = torch.tensor(
-                [[*row, *[row[-1]] * (width - len(row))] for row in used], device=self.device
-            )
-            slots = slots_of(table)[:, :longest]  # (B, T)
-            written = slots.gather(1, positions[:, None])[:, 0]  # (B,)
-            mask = None
-            if min(lengths) + 1 < longest:
-                visible = torch.arange(longest, device=self.device) <= positions[:, None]  # (B, T)
-                slots = slots.where(visible, slots[:, :1])  # nothing unwritten is read: 0 times NaN is NaN
-                mask = visible[:, None, None]  # (B, 1, 1, T)
+        width = pages_for(longest)
+        table = [[*row[:width], *[row[0]] * (width - len(row))] for row in pages]
+        slots = slots_of(torch.tensor(table, device=self.device))[:, :longest]  # (B, T)
+        written = slots.gather(1, positions[:, None])[:, 0]  # (B,)
+        unseen = None
+        if min(lengths) + 1 < longest:
+            visible = torch.arange(longest, device=self.device) <= positions[:, None]  # (B, T)
+            slots = slots.where(visible, slots[:, :1])  # nothing unwritten is read: 0 times NaN is NaN
+            unseen = ~visible[:, None]  # (B, 1, T)
+        gathered = slots.flatten()  # (B * T,)
 
-        def attend_rows(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            return attend(queries[:, :, None], *_read(keys, values, slots), mask, False)[
-                :, :, 0
-            ]  # (B, Hq, hd)
+        def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            some_keys, some_values = keys.index_select(1, gathered), values.index_select(1, gathered)
+            return attend_rows(queries, some_keys, some_values, unseen)
 
-        hidden = self._blocks(self.embed(ids), positions, cache, written, attend_rows)  # (B, Dt)
+        hidden = self._blocks(self.embed(ids), positions, cache, written, attend)  # (B, Dt)
         return self._logits(hidden)
 
     def _blocks(
@@ -154,7 +147,7 @@ class TorchDecoder:
         """Hidden states (N, Dt) at `positions` (N,) through every layer.
 
         Keys and values are written to the slots `written` (N,); `attention` takes the queries (N, Hq, hd) and one
-        layer's keys and values (slots, Hkv, hd).
+        layer's keys and values (Hkv, slots, hd).
         """
         width, heads, shared = (
             self.config.head_dim,
@@ -168,9 +161,9 @@ class TorchDecoder:
             normed = F.layer_norm(hidden, hidden.shape[-1:], *layer.norm, self.config.layer_norm_eps)
             qk, v, fc1 = F.linear(normed, *layer.into).split(sizes, dim=-1)
             qk = rotate(qk.reshape(count, heads + shared, width), cos, sin)  # (N, Hq + Hkv, hd)
-            keys, values = cache.keys[number], cache.values[number]  # (slots, Hkv, hd)
-            keys[written] = qk[:, heads:]
-            values[written] = v.reshape(count, shared, width)
+            keys, values = cache.keys[number], cache.values[number]  # (Hkv, slots, hd)
+            keys.index_copy_(1, written, qk[:, heads:].transpose(0, 1))
+            values.index_copy_(1, written, v.reshape(count, shared, width).transpose(0, 1))
             attended = attention(qk[:, :heads], keys, values).reshape(count, heads * width)
             outputs = torch.cat([attended, F.gelu(fc1, approximate="tanh")], dim=-1)
             hidden = hidden + F.linear(outputs, *layer.out)  # (N, Dt)
@@ -189,29 +182,38 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
-def causal_mask(chunk: Chunk, device: torch.device) -> Tensor | None:
+def causal_mask(chunk: Chunk) -> Tensor | None:
     """Which tokens (C, S) a chunk's tokens see; None where the plain causal mask, or none, says the same."""
     if chunk.start == 0 or chunk.count == 1:
         return None
-    queries = torch.arange(chunk.start, chunk.start + chunk.count, device=device)
-    return torch.arange(chunk.start + chunk.count, device=device) <= queries[:, None]
+    positions = torch.arange(chunk.start + chunk.count, device=chunk.slots.device)  # (S,)
+    return positions <= positions[chunk.start :, None]
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Attention of (B, Hq, C, hd) over (B, Hkv, S, hd), its scores in float32: Phi-2's overflow float16."""
-    grouped = queries.shape[1] != keys.shape[1]
-    # Every backend of this function keeps its scores in float32, whatever the dtype.
-    return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal, enable_gqa=grouped)
+def attend_chunk(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of one sequence's last tokens (C, Hq, hd) over all of its keys and values (Hkv, S, hd): (C, Hq, hd)."""
+    grouped, causal = queries.shape[1] != keys.shape[0], mask is None and len(queries) > 1
+    # Every backend of this function keeps its scores in float32, whatever the dtype: Phi-2's overflow float16.
+    attended = F.scaled_dot_product_attention(
+        queries.transpose(0, 1)[None], keys[None], values[None], mask, is_causal=causal, enable_gqa=grouped
+    )  # (1, Hq, C, hd)
+    return attended[0].transpose(0, 1)
 
 
-def _read(keys: Tensor, values: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
-    """One layer's keys and values (slots, Hkv, hd) at a slice or at slots (B, T) -> (B, Hkv, T, hd) each."""
-    if isinstance(slots, slice):
-        return keys[slots].transpose(0, 1)[None], values[slots].transpose(0, 1)[None]
-    slots = slots if slots.ndim == 2 else slots[None]
-    return keys[slots].transpose(1, 2), values[slots].transpose(1, 2)
+def attend_rows(queries: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None) -> Tensor:
+    """Attention of one token of each of B sequences (B, Hq, hd) over keys and values (Hkv, B * T, hd): (B, Hq, hd).
 
-
-def _indices(slots: Slots, start: int) -> Tensor:
-    """The slots from the token `start` on, as a tensor."""
-    return torch.arange(slots.start + start, slots.stop) if isinstance(slots, slice) else slots[start:]
+    `unseen` (B, 1, T): what a sequence must not see. Two batched matrix products: for single queries on a CPU many
+    times faster in bfloat16 than the fused kernels.
+    """
+    batch, heads, width = queries.shape
+    keys, values = (part.unflatten(1, (batch, -1)) for part in (keys, values))  # (Hkv, B, T, hd)
+    if queries.dtype == torch.float16:  # Phi-2's scores overflow it
+        keys, values = keys.float(), values.float()
+    grouped = queries.reshape(batch, len(keys), -1, width).transpose(0, 1)  # (Hkv, B, G, hd)
+    scores = (grouped.to(keys.dtype) * width**-0.5) @ keys.mT  # (Hkv, B, G, T)
+    if unseen is not None:
+        scores = scores.masked_fill_(unseen, -math.inf)
+    weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
+    attended = (weights @ values).to(queries.dtype)  # (Hkv, B, G, hd)
+    return attended.transpose(0, 1).reshape(batch, heads, width)
