@@ -1,0 +1,140 @@
+"""The CUDA kernels' own sources, run by the emulator, against float64."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.emulator.emulator import Emulator
+from tests.emulator.model import GROUPED, PHI_1_5, PHI_2, Bench, attend64, head64, mix64, project64, step64
+from vision_lm.config import TextConfig
+
+BF16, FP16 = torch.bfloat16, torch.float16
+# An exactly rounded float32 sum of a few hundred products is wrong by about 1e-6; a half-precision one by 1e-2.
+CLOSE = {"rtol": 2e-5, "atol": 2e-5}
+CASES = [
+    pytest.param(PHI_1_5, [37], BF16, 16, id="phi-1.5 bf16, one row"),
+    pytest.param(PHI_1_5, [0, 31, 32], FP16, 16, id="phi-1.5 fp16, three rows at the edges of pages"),
+    pytest.param(PHI_1_5, [5, 16, 0, 63, 64, 65, 17, 1], BF16, 8, id="phi-1.5 int8, eight rows"),
+    pytest.param(PHI_1_5, [15, 100], FP16, 4, id="phi-1.5 int4, two rows"),
+    pytest.param(PHI_2, [47, 48], BF16, 16, id="phi-2 bf16, two rows"),
+    pytest.param(PHI_2, [70], FP16, 8, id="phi-2 int8, one row"),
+    pytest.param(PHI_2, [3, 33, 40], BF16, 4, id="phi-2 int4, three rows and a group that is not full"),
+    pytest.param(GROUPED, [33, 2, 64], FP16, 16, id="heads of 32, two to a key"),
+    pytest.param(GROUPED, [129], BF16, 4, id="heads of 32, int4"),
+]
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual.double(), expected.double(), **CLOSE)
+
+
+def live(bench: Bench) -> list[tuple[int, int]]:
+    return [(row, length) for row, length in enumerate(bench.inputs.lengths.tolist()) if length >= 0]
+
+
+@pytest.mark.parametrize(("config", "lengths", "dtype", "bits"), CASES)
+class TestKernels:
+    def test_k1_projects_rotates_appends_and_activates(
+        self, config: TextConfig, lengths: list[int], dtype: torch.dtype, bits: int
+    ) -> None:
+        bench = Bench.of(config, lengths, dtype, bits)
+        bench.scratch.hidden.normal_(generator=torch.Generator().manual_seed(1)).mul_(3).add_(1)
+        before = bench.keys.clone(), bench.values.clone()
+        bench.run(Emulator(bench.shape), [bench.launches()[3]])  # layer 1
+        scale = torch.log2(torch.tensor(torch.e)) / config.head_dim**0.5
+        new = []
+        for row, length in live(bench):
+            hidden = bench.scratch.hidden[row].double()
+            queries, key, value, activated = project64(config, bench.truth, 1, hidden, length)
+            close(bench.scratch.queries[row], queries.flatten() * scale)
+            close(bench.scratch.activated[row], activated)
+            new.append(slot := int(bench.slots(row, length + 1)[-1]))
+            for cache, expected in ((bench.keys, key), (bench.values, value)):
+                torch.testing.assert_close(cache[1, slot].double(), expected, rtol=2**-8, atol=1e-3)
+        for cache, old in zip((bench.keys, bench.values), before, strict=True):  # nothing else has changed
+            cache[1, new] = old[1, new]
+            assert torch.equal(cache.view(torch.int16), old.view(torch.int16))
+
+    def test_k2_attends_and_adds_to_the_residual(
+        self, config: TextConfig, lengths: list[int], dtype: torch.dtype, bits: int
+    ) -> None:
+        bench = Bench.of(config, [length + 1 for length in lengths], dtype, bits)
+        bench.inputs.lengths[: len(lengths)] -= 1  # K1 has appended the last token
+        random = torch.Generator().manual_seed(2)
+        s = bench.scratch
+        for tensor in (s.hidden, s.queries, s.activated):
+            tensor.normal_(generator=random)
+        hidden = s.hidden.clone()
+        bench.run(Emulator(bench.shape), [bench.launches()[4]])
+        scale = torch.log2(torch.tensor(torch.e)) / config.head_dim**0.5
+        for row, length in live(bench):
+            slots = bench.slots(row, length + 1)
+            queries = (s.queries[row] / scale).double().reshape(-1, config.head_dim)
+            attended = attend64(queries, bench.keys[1, slots].double(), bench.values[1, slots].double())
+            close(s.attended[row], attended)
+            close(
+                s.hidden[row],
+                mix64(bench.truth, 1, hidden[row].double(), attended, s.activated[row].double()),
+            )
+
+    def test_k3_gives_logits_the_best_token_and_its_probability(
+        self, config: TextConfig, lengths: list[int], dtype: torch.dtype, bits: int
+    ) -> None:
+        bench = Bench.of(config, lengths, dtype, bits)
+        bench.scratch.hidden.normal_(generator=torch.Generator().manual_seed(3))
+        bench.run(Emulator(bench.shape), [bench.launches()[-1]])
+        assert bench.inputs.logits is not None
+        logits = head64(config, bench.truth, bench.scratch.hidden.double())
+        close(bench.inputs.logits, logits)
+        assert torch.equal(bench.inputs.next, logits.argmax(1))
+        close(bench.inputs.logprobs, logits.log_softmax(1).amax(1))
+
+    def test_a_step_equals_float64(
+        self, config: TextConfig, lengths: list[int], dtype: torch.dtype, bits: int
+    ) -> None:
+        bench = Bench.of(config, lengths, dtype, bits)
+        expected = step64(bench)
+        memory = bench.run(Emulator(bench.shape), bench.launches())
+        assert bench.inputs.logits is not None
+        # The new keys are rounded once here and once there, from sums that differ in their last bits.
+        torch.testing.assert_close(
+            bench.inputs.logits[: len(lengths)].double(), expected, rtol=1e-3, atol=2e-3
+        )
+        for matrix in bench.matrices():
+            assert np.all(memory.reads_of(matrix.rows) == 1), (
+                "a weight is read once in a step, whatever the batch"
+            )
+            if matrix.scales is not None and bits == 4:
+                assert np.all(memory.reads_of(matrix.scales) == 1)
+
+
+def test_equal_logits_give_the_lowest_id() -> None:
+    bench = Bench.of(PHI_1_5, [4, 5])
+    head = bench.packed.head
+    head.rows.zero_()
+    head.bias.fill_(-1.0)
+    head.bias[torch.tensor([70, 71, 200, 300])] = 2.0
+    bench.scratch.hidden.normal_(generator=torch.Generator().manual_seed(3))
+    bench.run(Emulator(bench.shape), [bench.launches()[-1]])
+    assert bench.inputs.next.tolist() == [70, 70]
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_blocks(blocks: int) -> None:
+    lengths = [40, 7, 66]
+    together = Bench.of(PHI_1_5, lengths, blocks=3)
+    together.run(Emulator(together.shape), together.launches(), seed=1)
+    alone = Bench.of(PHI_1_5, lengths[:1], blocks=blocks, pages=together.inputs.table.shape[1])
+    alone.inputs.table[0] = together.inputs.table[0]
+    old = together.keys.shape[1]
+    alone = dataclasses.replace(alone, keys=together.keys.clone(), values=together.values.clone())
+    assert alone.keys.shape[1] == old
+    alone.inputs.ids[0] = together.inputs.ids[0]
+    alone.run(Emulator(alone.shape), alone.launches(), seed=2)
+    assert together.inputs.logits is not None and alone.inputs.logits is not None
+    assert torch.equal(alone.inputs.logits[0], together.inputs.logits[0])

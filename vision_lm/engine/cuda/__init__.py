@@ -1,0 +1,1 @@
+"""Phi's decoding steps in CUDA C++, compiled at first use."""

@@ -1,0 +1,101 @@
+// K3: the final LayerNorm, lm_head, and the likeliest token with its log-probability. And the embeddings that a
+// step starts from.
+
+// The best of some logits: their maximum, the lowest id that has it, and sum(exp(logit - maximum)).
+struct Best {
+    float logit, sum;
+    int id;
+    DEVICE void add(const Best& other) {
+        if (other.sum == 0.0f) return;
+        const bool theirs = sum == 0.0f || other.logit > logit || (other.logit == logit && other.id < id);
+        const float top = sum == 0.0f ? other.logit : larger(logit, other.logit);
+        sum = (sum == 0.0f ? 0.0f : sum * exp2_fast(LOG2E * (logit - top))) + other.sum * exp2_fast(LOG2E * (other.logit - top));
+        logit = top;
+        if (theirs) id = other.id;
+    }
+    DEVICE void add_from(int mask) {
+        const float their_logit = shuffle_xor(logit, mask), their_sum = shuffle_xor(sum, mask);
+        add({their_logit, their_sum, shuffle(id, lane_index() ^ mask)});
+    }
+};
+
+constexpr int HEAD_ROWS = (VOCAB + 1) / 2 * 2;
+constexpr int HEAD_BYTES = RING_BYTES + NORM_BYTES + SCRATCH_BYTES + WARPS * BATCH * 12;
+
+// A warp of the last block to end joins what all blocks found, in a fixed order.
+DEVICE void join_blocks(const Head& head) {
+    for (int row = 0; row < BATCH; row++) {
+        Best best{0.0f, 0.0f, 0};
+        for (int block = lane_index(); block < grid_blocks(); block += LANES) {
+            const float* from = head.best + (block * BATCH + row) * 3;
+            best.add({load_fresh(from), load_fresh(from + 1), static_cast<int>(load_fresh(from + 2))});
+        }
+#pragma unroll
+        for (int mask = 16; mask >= 1; mask /= 2) best.add_from(mask);
+        if (lane_index() == 0) {
+            store(head.next + row, static_cast<long long>(best.id));
+            store(head.logprobs + row, log2_fast(best.sum) * -(1.0f / LOG2E));
+        }
+    }
+}
+
+template <class Wait>
+DEVICE void choose(const Head& head, const Step& step, Wait wait) {
+    if (!streams()) return;
+    RowCursor mine(head.head, HEAD_ROWS);
+    Stream<RowCursor> stream(mine);
+    wait();
+    unsigned char* shared = shared_memory() + RING_BYTES;
+    const Activations normed = normalise(step.hidden, head.gamma, head.beta, shared);
+    const int lane = lane_index(), value = lane / OWNERS, row = value / 2, r = value % 2;
+    Best best{0.0f, 0.0f, 0};
+    for (; !mine.done(); mine.pair += WARPS * grid_blocks()) {
+        const int out = 2 * mine.pair + r;
+        const float logit = dot_pair(stream, normed) * row_scale(head.head, out) + head.head.bias[out];
+        if (out >= VOCAB) continue;  // an odd vocabulary's filling
+        best.add({logit, 1.0f, out});
+        if (head.logits != nullptr && lane % OWNERS == 0) store(head.logits + static_cast<long long>(row) * VOCAB + out, logit);
+    }
+    best.add_from(OWNERS);  // the pair's two rows
+    float* found = reinterpret_cast<float*>(shared + NORM_BYTES + SCRATCH_BYTES);  // (WARPS, BATCH, 3)
+    if (lane % (2 * OWNERS) == 0) {
+        float* to = found + (warp_index() * BATCH + row) * 3;
+        to[0] = best.logit, to[1] = best.sum, to[2] = static_cast<float>(best.id);  // ids below 2^24 are exact
+    }
+    sync_streamers();
+    if (warp_index() != 0) return;
+    if (lane < BATCH) {
+        Best all{0.0f, 0.0f, 0};
+        for (int warp = 0; warp < WARPS; warp++) {
+            const float* from = found + (warp * BATCH + lane) * 3;
+            all.add({from[0], from[1], static_cast<int>(from[2])});
+        }
+        float* to = head.best + (block_index() * BATCH + lane) * 3;
+        store(to, all.logit), store(to + 1, all.sum), store(to + 2, static_cast<float>(all.id));
+    }
+    sync_warp();
+    unsigned ended = 0;
+    if (lane == 0) ended = add_acquire_release(step.counters + BLOCKS_DONE, 1);
+    if (shuffle(static_cast<int>(ended), 0) != grid_blocks() - 1) return;
+    sync_warp();
+    join_blocks(head);
+    if (lane == 0) store(step.counters + BLOCKS_DONE, 0u), store(step.counters + BARRIER, 0u);  // for the next step
+}
+
+KERNEL(STREAMERS) choose_kernel(PARAMETER(Head) head, PARAMETER(Step) step) {
+    choose(head, step, [] {
+        let_successor_start();
+        wait_for_predecessor();
+    });
+}
+
+// hidden = embedding[ids], for one row by `threads` threads.
+DEVICE void embed_row(const Head& head, const Step& step, int row, int threads) {
+    const Element* from = head.embedding + step.ids[row] * HIDDEN;
+    for (int i = thread_index(); i < HIDDEN; i += threads) store(step.hidden + row * HIDDEN + i, to_float(from[i]));
+}
+KERNEL(STREAMERS) embed_kernel(PARAMETER(Head) head, PARAMETER(Step) step) {
+    let_successor_start();
+    wait_for_predecessor();
+    embed_row(head, step, block_index(), STREAMERS);
+}

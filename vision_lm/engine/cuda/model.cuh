@@ -1,0 +1,80 @@
+// The shapes of one model, and what the kernels are given. Every upper-case shape is a define of compile.py.
+
+constexpr int PAGE = 16;    // tokens of a cache page
+constexpr int SPLIT = 32;   // tokens of one attention item: a warp's lanes
+constexpr int LANES = 32;
+constexpr int STREAMERS = WARPS * LANES;                       // threads that stream weights
+constexpr int THREADS = (WARPS + ATTENTION_WARPS) * LANES;     // of K2, and of the persistent kernel
+constexpr int QUERIES = HEADS * HEAD_DIM;                      // width of all heads' queries
+constexpr int KEYS = KV_HEADS * HEAD_DIM;
+constexpr int INTO_ROWS = QUERIES + 2 * KEYS + FFN;            // q, k, v, fc1
+constexpr int VALUES = 128 / BITS;                             // weights in 16 bytes, a chunk
+constexpr int GROUP_CHUNKS = 128 / VALUES;                     // chunks under one scale of int4
+constexpr float LOG2E = 1.44269504088896f;
+
+static_assert(BITS == 16 || BITS == 8 || BITS == 4, "weights have 16, 8 or 4 bits");
+static_assert(BATCH == 1 || BATCH == 2 || BATCH == 4 || BATCH == 8, "a step has 1, 2, 4 or 8 rows");
+static_assert(HIDDEN % VALUES == 0 && FFN % VALUES == 0 && QUERIES % VALUES == 0, "rows are whole chunks");
+static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 128 && ROTARY % 2 == 0 && ROTARY <= HEAD_DIM, "head layout");
+
+DEVICE constexpr int chunks(int width) { return width / VALUES; }
+DEVICE constexpr int steps(int width) { return (chunks(width) + LANES - 1) / LANES; }  // of a warp along a row
+
+// Rows come in pairs, so that one read of the activations serves two rows and a rotary pair is one warp's.
+struct Matrix {
+    const unsigned char* rows;  // (N, K) packed, N even
+    const void* scales;         // int8: float (N); int4: bfloat16 (N/2, K/128, 4), two rows' scales, then zeros; else null
+    const float* bias;          // (N)
+};
+struct Layer {
+    const float* gamma;  // (HIDDEN) of the LayerNorm
+    const float* beta;
+    Matrix into;   // (INTO_ROWS, HIDDEN); q's and k's rows are in rotary pairs
+    Matrix dense;  // (HIDDEN, QUERIES); its bias is dense's and fc2's together
+    Matrix fc2;    // (HIDDEN, FFN)
+    Element* keys;    // (slots, KV_HEADS, HEAD_DIM)
+    Element* values;  // (slots, KV_HEADS, HEAD_DIM)
+};
+// One decoding step.
+struct Step {
+    long long count;       // rows: BATCH, or for attend_kernel any number
+    const long long* ids;  // (count)
+    const int* lengths;    // (count) tokens in the cache; below 0 the row is empty
+    const int* table;      // (count, pages)
+    long long pages;
+    const float* cosines;  // (positions, ROTARY/2)
+    const float* sines;
+    float* hidden;       // (count, HIDDEN) the residual
+    float* queries;      // (count, QUERIES) rotated, scaled by log2(e)/sqrt(HEAD_DIM)
+    float* activated;    // (count, FFN) gelu of fc1
+    float* parts;        // (count, HEADS, splits, HEAD_DIM + 4) attention of 32 tokens each, its maximum, its sum
+    float* attended;     // (count, QUERIES)
+    unsigned* counters;  // zero before the first step
+};
+struct Head {
+    const float* gamma;
+    const float* beta;
+    Matrix head;               // (VOCAB rounded up to even, HIDDEN)
+    const Element* embedding;  // (VOCAB, HIDDEN)
+    float* logits;             // (BATCH, VOCAB), or null
+    float* best;               // (blocks, BATCH, 3): maximum, its id, sum of exponentials
+    long long* next;           // (BATCH) the likeliest token
+    float* logprobs;           // (BATCH) of that token
+};
+
+enum Counter { TICKET, HEADS_DONE, BLOCKS_DONE, BARRIER, ARRIVED = 8 };  // ARRIVED + row * HEADS + head
+
+DEVICE int lane_index() { return thread_index() % LANES; }
+DEVICE int warp_index() { return thread_index() / LANES; }
+DEVICE bool streams() { return warp_index() < WARPS; }
+DEVICE void sync_streamers() { sync_threads(1, STREAMERS); }
+DEVICE void sync_block() { sync_threads(0, THREADS); }
+DEVICE int splits_of(int length) { return length < 0 ? 0 : length / SPLIT + 1; }  // of length + 1 tokens
+DEVICE long long slot_of(const Step& step, int row, int position) {
+    return static_cast<long long>(step.table[row * step.pages + position / PAGE]) * PAGE + position % PAGE;
+}
+
+template <class T>
+DEVICE constexpr T smaller(T a, T b) { return a < b ? a : b; }
+template <class T>
+DEVICE constexpr T larger(T a, T b) { return a > b ? a : b; }

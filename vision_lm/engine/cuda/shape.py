@@ -1,0 +1,169 @@
+"""What a kernel is compiled for: one model, one number format, one batch size."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from vision_lm.config import TextConfig
+from vision_lm.engine.cuda.errors import CudaDecoderError
+
+Bits = Literal[16, 8, 4]
+ELEMENTS = {torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
+BUCKETS = (1, 2, 4, 8)  # rows a compiled step has
+PAGE = 16  # tokens of a cache page
+SPLIT = 32  # tokens of one attention item
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The defines of a build. Widths are in numbers, not bytes."""
+
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: int
+    vocab: int
+    layers: int
+    norm_eps: float
+    element: torch.dtype
+    bits: Bits = 16
+    batch: int = 1
+    warps: int = 8  # that stream weights
+    attention_warps: int = 4
+    ring: int = 8  # units of 1 KiB in flight to a warp, and one being read
+    activation_kib: int = 64  # of shared memory for K2's activations
+
+    def __post_init__(self) -> None:
+        chunk = 128 // self.bits
+        wrong = [
+            self.element not in ELEMENTS and f"dtype {self.element}",
+            self.batch not in BUCKETS and f"batch {self.batch}",
+            self.head_dim not in (32, 64, 80) and f"head size {self.head_dim}",
+            self.heads % self.kv_heads != 0 and f"{self.heads} heads over {self.kv_heads}",
+            any(width % chunk for width in (self.hidden, self.ffn, self.queries))
+            and f"widths {self.hidden}, {self.ffn}, {self.queries} in rows of {chunk} weights",
+        ]
+        if reasons := [reason for reason in wrong if reason]:
+            raise CudaDecoderError(f"the CUDA kernels are not made for {', '.join(reasons)}")
+
+    @classmethod
+    def of(cls, config: TextConfig, element: torch.dtype, bits: Bits = 16, batch: int = 1) -> Shape:
+        return cls(
+            hidden=config.hidden_size,
+            ffn=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            rotary=config.rotary_dim,
+            vocab=config.vocab_size,
+            layers=config.num_hidden_layers,
+            norm_eps=config.layer_norm_eps,
+            element=element,
+            bits=bits,
+            batch=batch,
+        )
+
+    def with_batch(self, batch: int) -> Shape:
+        return dataclasses.replace(self, batch=batch)
+
+    @property
+    def queries(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def into_rows(self) -> int:
+        return self.queries + 2 * self.keys + self.ffn
+
+    @property
+    def streamers(self) -> int:
+        return self.warps * 32
+
+    @property
+    def threads(self) -> int:
+        return (self.warps + self.attention_warps) * 32
+
+    # Shared memory of the kernels, by the sums in their sources.
+
+    @property
+    def _values(self) -> int:
+        return 128 // self.bits  # weights in 16 bytes
+
+    def _steps(self, width: int) -> int:
+        return -(-width // (32 * self._values))
+
+    @property
+    def ring_bytes(self) -> int:
+        return self.warps * self.ring * (1024 + (256 if self.bits == 4 else 0))
+
+    @property
+    def project_bytes(self) -> int:
+        return self.ring_bytes + 4 * self.batch * (self.hidden + 2 * self.warps)
+
+    @property
+    def choose_bytes(self) -> int:
+        return self.project_bytes + 12 * self.warps * self.batch
+
+    @property
+    def _attention_bytes(self) -> int:  # of a warp
+        return 2 * SPLIT * (2 * self.head_dim + 16) + 4 * self.head_dim
+
+    @property
+    def attend_bytes(self) -> int:
+        return self.warps * self._attention_bytes
+
+    def mix_bytes(self, blocks: int) -> int:
+        attention = self.attention_warps * self._attention_bytes
+        step = 32 * self._values * self.batch * 4
+        most = max(self._steps(self.ffn), self._steps(self.queries))
+        tile = min(most, max(1, self.activation_kib * 1024 // step))
+        pairs = -(-self.hidden // 2 // blocks)
+        return self.ring_bytes + attention + tile * step + pairs * (tile + 2) * 2 * self.batch * 4
+
+    def fitting(self, blocks: int, shared: int) -> Shape:
+        """The same kernels with less in flight, where a block has only `shared` bytes of shared memory."""
+        for activation_kib in (64, 32, 16):
+            for ring in (8, 6, 4, 3, 2):
+                smaller = dataclasses.replace(self, ring=ring, activation_kib=activation_kib)
+                if max(smaller.choose_bytes, smaller.mix_bytes(blocks)) <= shared:
+                    return smaller
+        raise CudaDecoderError(
+            f"a GPU of {shared >> 10} KiB of shared memory is too small for {self.batch} rows"
+        )
+
+    def part_floats(self, pages: int, rows: int) -> int:
+        """Attention's intermediate results for block tables of so many pages."""
+        return rows * self.heads * (pages * PAGE // SPLIT + 1) * (self.head_dim + 4)
+
+    def counters_of(self, rows: int) -> int:
+        return 8 + rows * self.heads
+
+    def defines(self) -> dict[str, str]:
+        return {
+            f"ELEMENT_{ELEMENTS[self.element]}": "1",
+            "BITS": str(self.bits),
+            "BATCH": str(self.batch),
+            "HIDDEN": str(self.hidden),
+            "FFN": str(self.ffn),
+            "HEADS": str(self.heads),
+            "KV_HEADS": str(self.kv_heads),
+            "HEAD_DIM": str(self.head_dim),
+            "ROTARY": str(self.rotary),
+            "VOCAB": str(self.vocab),
+            "LAYERS": str(self.layers),
+            "NORM_EPS": f"{self.norm_eps!r}f",
+            "QUERY_SCALE": f"{self.head_dim**-0.5!r}f",
+            "WARPS": str(self.warps),
+            "ATTENTION_WARPS": str(self.attention_warps),
+            "RING": str(self.ring),
+            "ACTIVATION_BYTES": str(self.activation_kib * 1024),
+        }
