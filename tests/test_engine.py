@@ -6,7 +6,10 @@ import asyncio
 import dataclasses
 import gc
 import random
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -305,3 +308,25 @@ def test_a_seed_gives_the_same_sample_in_any_batch(decoder: TorchDecoder, prompt
     one_by_one = [engine.generate([p], s)[0].tokens for p, s in zip(prompts, settings, strict=True)]
     assert together == one_by_one == squeezed
     assert len({engine.generate([prompts[0]], one)[0].tokens for one in settings[:20]}) > 15
+
+
+def test_python_exits_at_once_whatever_the_engine_is_doing() -> None:
+    """A program that ends with requests under way, or right after an answer, ends cleanly and soon."""
+    program = """
+import time, torch
+from tests.conftest import random_phi, text_config
+from vision_lm.engine import Engine, Prompt, Sampling, TorchDecoder
+config = text_config(max_position_embeddings=4096)
+decoder = TorchDecoder(config, random_phi(config).state_dict(), torch.device("cpu"), torch.float32)
+decode = decoder.decode
+decoder.decode = lambda *arguments: (time.sleep(0.05), decode(*arguments))[1]
+engine = Engine(decoder, lambda images: [], -1)
+engine.generate([Prompt([1, 2])], Sampling(max_tokens=2))
+ticket = engine.submit(Prompt([1, 2, 3]), Sampling(max_tokens=4000, temperature=50.0, seed=1))
+next(iter(ticket))
+print(time.time())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    seconds = time.time() - float(done.stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert seconds < 20  # of the 200 that the answer would have taken

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vision_lm.errors import (
     CheckpointError,
@@ -39,13 +39,14 @@ def load(
     source: str | os.PathLike[str] = "mini",
     device: str = "auto",
     dtype: str = "auto",
+    quantize: Literal["int8", "int4"] | None = None,
     *,
     allow_url_hosts: Collection[str] = (),
 ) -> VisionLM:
     """A model from an embedded checkpoint's name, a folder or a hub id; see `VisionLM` for the rest."""
     from vision_lm.model import VisionLM
 
-    return VisionLM.from_pretrained(source, device, dtype, allow_url_hosts=allow_url_hosts)
+    return VisionLM.from_pretrained(source, device, dtype, quantize, allow_url_hosts=allow_url_hosts)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from vision_lm.encoder import ImageEncoder, feature_width
 from vision_lm.engine import (
     Engine,
     Grammars,
+    Mode,
     Options,
     Prompt,
     Sampling,
@@ -56,6 +57,7 @@ class Pending:
     ticket: Ticket
     caption: bool
     writer: AnswerWriter
+    prompt_tokens: int  # those of pictures included
 
     def answer(self) -> Answer:
         """Wait for it."""
@@ -76,10 +78,13 @@ class VisionLM:
         checkpoint: Checkpoint,
         device: str = "auto",
         dtype: str = "auto",
+        quantize: Mode = None,
         *,
         allow_url_hosts: Collection[str] = (),
     ) -> None:
         """`device`: auto, cpu, cuda, cuda:1, ...; `dtype`: auto, float32, bfloat16 or float16.
+
+        `quantize`: int8 or int4 keeps the language model's weights in so few bits.
 
         `allow_url_hosts`: the hosts from which pictures given as http(s) URLs are fetched; see `vision_lm.fetch`.
         """
@@ -97,7 +102,7 @@ class VisionLM:
         self.projector = self._filled(projector, "projector.")
         self.prompts = PromptBuilder(checkpoint.tokenizer, config.prompt, tokens_per_image)
         self.engine = Engine(
-            TorchDecoder(config.text, self._tensors("phi."), self.device, self.dtype),
+            TorchDecoder(config.text, self._tensors("phi."), self.device, self.dtype, quantize),
             PictureEncoder(self.encoder, self.projector),
             config.prompt.image_token_id,
             grammars=Grammars(
@@ -124,11 +129,12 @@ class VisionLM:
         source: str | os.PathLike[str],
         device: str = "auto",
         dtype: str = "auto",
+        quantize: Mode = None,
         *,
         allow_url_hosts: Collection[str] = (),
     ) -> VisionLM:
         """From an embedded name ("mini"), a folder, or a hub id ("owner/name"). Raises CheckpointError."""
-        return cls(read_checkpoint(source), device, dtype, allow_url_hosts=allow_url_hosts)
+        return cls(read_checkpoint(source), device, dtype, quantize, allow_url_hosts=allow_url_hosts)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the checkpoint that this model was made from, in its own dtype."""
@@ -155,7 +161,7 @@ class VisionLM:
     ) -> Answer: ...
     def caption(self, image: Any, length: CaptionLength = "normal", **options: Unpack[Options]) -> Any:
         """Describe a picture, or each of a list, in whole sentences. `length`: short, normal or long."""
-        question, task = self._caption_task(length, options)
+        question, task = self.caption_task(length, options)
         if isinstance(image, list):
             return self._replies([[Turn(question, (one,))] for one in image], task)
         return self._reply([Turn(question, (image,))], task)
@@ -171,7 +177,7 @@ class VisionLM:
 
         Lists are paired, picture by question; a single picture or question serves a whole list of the other.
         """
-        task = self._task(ANSWER_TOKENS, options)
+        task = self.task(ANSWER_TOKENS, options)
         count = next((len(one) for one in (image, question) if isinstance(one, list)), None)
         if count is None:
             return self._reply([_turn(image, question)], task)
@@ -189,25 +195,25 @@ class VisionLM:
     def chat(self, messages: list[Messages], **options: Unpack[Options]) -> list[Reply]: ...
     def chat(self, messages: Any, **options: Unpack[Options]) -> Any:
         """Answer a conversation's last message, or that of each of a list; see `turns_from_messages`."""
-        task = self._task(ANSWER_TOKENS, options)
+        task = self.task(ANSWER_TOKENS, options)
         if messages and all(isinstance(one, list) for one in messages):
             return self._replies([_attempt(turns_from_messages, one) for one in messages], task)
         return self._reply(turns_from_messages(messages), task)
 
     def stream(self, image: ImageSource | None, question: str, **options: Unpack[Options]) -> AnswerStream:
         """`ask` one question: the answer's text in pieces, while it is written."""
-        return self._stream([_turn(image, question)], self._task(ANSWER_TOKENS, options))
+        return self._stream([_turn(image, question)], self.task(ANSWER_TOKENS, options))
 
     def stream_caption(
         self, image: ImageSource, length: CaptionLength = "normal", **options: Unpack[Options]
     ) -> AnswerStream:
         """`caption` one picture, sentence by sentence."""
-        question, task = self._caption_task(length, options)
+        question, task = self.caption_task(length, options)
         return self._stream([Turn(question, (image,))], task)
 
     def stream_chat(self, messages: Messages, **options: Unpack[Options]) -> AnswerStream:
         """`chat` in one conversation: the answer's text in pieces, while it is written."""
-        return self._stream(turns_from_messages(messages), self._task(ANSWER_TOKENS, options))
+        return self._stream(turns_from_messages(messages), self.task(ANSWER_TOKENS, options))
 
     def encode_images(self, images: Sequence[ImageSource]) -> list[Tensor]:
         """The image tokens (M, Dt) of each picture, as the language model sees them. Raises ImageError."""
@@ -217,11 +223,13 @@ class VisionLM:
     def _pictures(self) -> Pictures:
         return Pictures(self.encoder, self.allow_url_hosts)
 
-    def _caption_task(self, length: CaptionLength, options: Options) -> tuple[str, Task]:
+    def caption_task(self, length: CaptionLength, options: Options) -> tuple[str, Task]:
+        """The question that asks for a caption, and how it is to be written."""
         question = self.prompts.caption_question(length)
-        return question, self._task(CAPTION_TOKENS[length], options, caption=True)
+        return question, self.task(CAPTION_TOKENS[length], options, caption=True)
 
-    def _task(self, max_tokens: int, options: Options, *, caption: bool = False) -> Task:
+    def task(self, max_tokens: int, options: Options, *, caption: bool = False) -> Task:
+        """How answers are to be written by these options. `max_tokens`: unless they say otherwise."""
         if unknown := options.keys() - Options.__annotations__.keys():
             allowed = ", ".join(Options.__annotations__)
             raise RequestError(f"unknown option {min(unknown)!r}; allowed: {allowed}")
@@ -230,7 +238,7 @@ class VisionLM:
         return Task(sampling, caption, shorten="max_tokens" not in options)
 
     def _reply(self, turns: Sequence[Turn], task: Task) -> Answer:
-        return self._submit(turns, task, self._pictures()).answer()
+        return self.submit(turns, task, self._pictures()).answer()
 
     def _replies(self, conversations: Sequence[Sequence[Turn] | VisionLMError], task: Task) -> list[Reply]:
         pictures = self._pictures()
@@ -238,7 +246,7 @@ class VisionLM:
         waiting: deque[Pending | VisionLMError] = deque()
         for one in conversations:
             waiting.append(
-                one if isinstance(one, VisionLMError) else _attempt(self._submit, one, task, pictures)
+                one if isinstance(one, VisionLMError) else _attempt(self.submit, one, task, pictures)
             )
             if len(waiting) > WINDOW:  # the engine computes while the next picture is opened
                 replies.append(_reply_of(waiting.popleft()))
@@ -246,10 +254,10 @@ class VisionLM:
         return replies
 
     def _stream(self, turns: Sequence[Turn], task: Task) -> AnswerStream:
-        pending = self._submit(turns, task, self._pictures())  # now: a bad one raises before the first piece
+        pending = self.submit(turns, task, self._pictures())  # now: a bad one raises before the first piece
         return AnswerStream(self.writer.pieces(iter(pending.ticket), caption=task.caption))
 
-    def _submit(self, turns: Sequence[Turn], task: Task, pictures: Pictures) -> Pending:
+    def submit(self, turns: Sequence[Turn], task: Task, pictures: Pictures) -> Pending:
         """Check a conversation, cheapest first (the picture files are read last), and hand it to the engine."""
         prompt = self.prompts.build(turns)
         sampling = task.sampling
@@ -258,7 +266,8 @@ class VisionLM:
             sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
         self.engine.check(len(prompt.ids), sampling)
         images = [pictures.open(image) for image in prompt.images]
-        return Pending(self.engine.submit(Prompt(prompt.ids, images), sampling), task.caption, self.writer)
+        ticket = self.engine.submit(Prompt(prompt.ids, images), sampling)
+        return Pending(ticket, task.caption, self.writer, len(prompt.ids))
 
 
 def _turn(image: ImageSource | None, question: str) -> Turn:

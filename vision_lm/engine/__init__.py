@@ -3,6 +3,7 @@
 from vision_lm.engine.device import choose_device, choose_dtype
 from vision_lm.engine.engine import Engine
 from vision_lm.engine.grammar import Grammars
+from vision_lm.engine.quantize import Mode
 from vision_lm.engine.request import Generation, Prompt
 from vision_lm.engine.sampling import Options, Sampling, Token
 from vision_lm.engine.scheduler import Limits
@@ -14,6 +15,7 @@ __all__ = [
     "Generation",
     "Grammars",
     "Limits",
+    "Mode",
     "Options",
     "Prompt",
     "Sampling",

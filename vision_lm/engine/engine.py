@@ -117,7 +117,8 @@ class Engine:
         with self._lock:
             self._arrived.append(request)
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._serve, name="vision-lm engine", daemon=True)
+                # Not a daemon: Python must not exit while it is inside torch. It stops by itself when Python exits.
+                self._thread = threading.Thread(target=self._serve, name="vision-lm engine")
                 self._thread.start()
 
         def cancel() -> None:  # must not hold the ticket
@@ -144,6 +145,8 @@ class Engine:
                 arrived, self._arrived = self._arrived, []
                 for request in arrived:
                     self.scheduler.add(request)
+                if not threading.main_thread().is_alive():  # Python exits
+                    self._cancelled.extend(self._mailboxes)
                 while self._cancelled:
                     self._finish(self._cancelled.popleft(), "cancelled")
                 if not self.scheduler.busy:

@@ -12,26 +12,45 @@ from vision_lm.engine.pages import PAGE, pages_for
 
 
 class KVCache:
-    """Keys and values (L, Hkv, slots, hd) of `pages` pages; slot = page * PAGE + the token's place in the page.
+    """Keys, then values, (L, 2 Hkv, slots, hd) of `pages` pages; slot = page * PAGE + the token's place in the page.
 
     Heads stand outside: what is gathered of a head is one matrix then, as matrix products want it.
     """
 
     def __init__(self, config: TextConfig, pages: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.num_hidden_layers, config.num_key_value_heads, pages * PAGE, config.head_dim)
+        heads = 2 * config.num_key_value_heads
+        shape = (config.num_hidden_layers, heads, pages * PAGE, config.head_dim)
         # Memory that is never written costs nothing on a CPU: the system hands it out when it is first touched.
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.memory = torch.empty(shape, device=device, dtype=dtype)
         self.pages = pages
+        self._gathered = self.memory.new_empty(0)
 
     @property
     def nbytes(self) -> int:
         """Of the whole cache."""
-        return self.keys.nbytes + self.values.nbytes
+        return self.memory.nbytes
 
     def slots(self, pages: Sequence[int], tokens: int) -> Tensor:
         """Where the first `tokens` tokens of a sequence with these pages are: (tokens,)."""
-        return slots_of(torch.tensor(pages[: pages_for(tokens)], device=self.keys.device))[:tokens]
+        return slots_of(torch.tensor(pages[: pages_for(tokens)], device=self.memory.device))[:tokens]
+
+    def write(self, layer: int, slots: Tensor, keys_and_values: Tensor) -> None:
+        """Put keys and values (n, 2 Hkv, hd) of one layer at slots (n,)."""
+        self.memory[layer].index_copy_(1, slots, keys_and_values.transpose(0, 1))
+
+    def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (Hkv, n, hd) of one layer at slots (n,). They stand until the next call.
+
+        They are written over those of the last call: fresh memory costs more than the copy.
+        """
+        memory = self.memory[layer]
+        heads, _, width = memory.shape
+        size = heads * len(slots) * width
+        if self._gathered.numel() < size:
+            self._gathered = memory.new_empty(size)
+        gathered = self._gathered[:size].view(heads, len(slots), width)
+        torch.index_select(memory, 1, slots, out=gathered)
+        return gathered[: heads // 2], gathered[heads // 2 :]
 
 
 def slots_of(table: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vision_lm.config import TextConfig
 from vision_lm.engine.kv_cache import KVCache, slots_of
 from vision_lm.engine.pages import pages_for
+from vision_lm.engine.quantize import Linear, Mode, quantised
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Layer:
     """One block's weights."""
 
     norm: tuple[Tensor, Tensor]  # weight and bias, (Dt,) each
-    into: tuple[Tensor, Tensor]  # rows q, k, v, fc1: ((Hq + 2 Hkv) hd + F, Dt)
-    out: tuple[Tensor, Tensor]  # columns dense, fc2: (Dt, Hq hd + F)
+    into: Linear  # rows q, k, v, fc1: ((Hq + 2 Hkv) hd + F, Dt)
+    out: Linear  # columns dense, fc2: (Dt, Hq hd + F)
 
 
 @dataclass(frozen=True)
@@ -43,39 +44,57 @@ class TorchDecoder:
     """A Phi language model that turns embeddings into next-token logits."""
 
     def __init__(
-        self, config: TextConfig, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+        self,
+        config: TextConfig,
+        weights: Mapping[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        quantize: Mode = None,
     ) -> None:
-        """`weights` is PhiForCausalLM's state dict, by its own names (`model.layers.0.mlp.fc1.weight`)."""
+        """`weights` is PhiForCausalLM's state dict, by its own names (`model.layers.0.mlp.fc1.weight`).
+
+        Raises RequestError for an unknown `quantize`.
+        """
         self.config, self.device, self.dtype = config, device, dtype
 
-        def load(name: str) -> Tensor:
-            return weights[name].to(device, dtype)
-
         def pair(name: str) -> tuple[Tensor, Tensor]:
-            return load(f"{name}.weight"), load(f"{name}.bias")
+            return weights[f"{name}.weight"].to(device, dtype), weights[f"{name}.bias"].to(device, dtype)
+
+        def linear(weight: Tensor, bias: Tensor) -> Linear:
+            return quantised(weight, bias, quantize, dtype, device)
 
         def layer(name: str) -> Layer:
             reads = [pair(f"{name}.{part}") for part in (*(f"self_attn.{p}_proj" for p in "qkv"), "mlp.fc1")]
             dense, fc2 = pair(f"{name}.self_attn.dense"), pair(f"{name}.mlp.fc2")
             return Layer(
                 norm=pair(f"{name}.input_layernorm"),
-                into=(torch.cat([weight for weight, _ in reads]), torch.cat([bias for _, bias in reads])),
-                out=(torch.cat([dense[0], fc2[0]], dim=1), dense[1] + fc2[1]),
+                into=linear(
+                    torch.cat([weight for weight, _ in reads]), torch.cat([bias for _, bias in reads])
+                ),
+                out=linear(torch.cat([dense[0], fc2[0]], dim=1), dense[1] + fc2[1]),
             )
 
-        self.embedding = load("model.embed_tokens.weight")  # (V, Dt)
-        self.layers = [layer(f"model.layers.{number}") for number in range(config.num_hidden_layers)]
-        self.final_norm = pair("model.final_layernorm")
-        self.head = pair("lm_head")  # Phi's head has a bias
-        self.cos, self.sin = self._rotary_table()
+        self.embedding = weights["model.embed_tokens.weight"].to(device, dtype)  # (V, Dt)
+        with torch.inference_mode():
+            self.layers = [layer(f"model.layers.{number}") for number in range(config.num_hidden_layers)]
+            self.final_norm = pair("model.final_layernorm")
+            self.head = linear(*pair("lm_head"))  # Phi's head has a bias
+        self.rotary = self._rotary_table()
 
-    def _rotary_table(self) -> tuple[Tensor, Tensor]:
-        """cos and sin (T, 1, rotary/2) of every position, shaped to broadcast over heads."""
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that one decode step reads."""
+        return self.head.nbytes + sum(layer.into.nbytes + layer.out.nbytes for layer in self.layers)
+
+    def _rotary_table(self) -> Tensor:
+        """cos and sin (2, T, hd) of every position: x * cos + swapped(x) * sin is x turned; 1 and 0 where nothing turns."""
         half = torch.arange(0, self.config.rotary_dim, 2, dtype=torch.float32)  # (rotary/2,)
         frequencies = self.config.rope_theta ** -(half / self.config.rotary_dim)
-        positions = torch.arange(self.config.max_position_embeddings, dtype=torch.float32)
-        angles = (positions[:, None] * frequencies)[:, None]  # (T, 1, rotary/2)
-        return angles.cos().to(self.device, self.dtype), angles.sin().to(self.device, self.dtype)
+        angles = torch.arange(self.config.max_position_embeddings)[:, None] * frequencies  # (T, rotary/2)
+        rest = torch.zeros(len(angles), self.config.head_dim - self.config.rotary_dim)
+        cos = torch.cat([angles.cos(), angles.cos(), rest + 1], dim=1)
+        sin = torch.cat([-angles.sin(), angles.sin(), rest], dim=1)
+        return torch.stack([cos, sin]).to(self.device, self.dtype)
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> Tensor:
@@ -92,12 +111,10 @@ class TorchDecoder:
         written = torch.cat([chunk.slots[chunk.start :] for chunk in chunks])  # (N,)
         masks = [causal_mask(chunk) for chunk in chunks]
 
-        def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        def attend(queries: Tensor, layer: int) -> Tensor:
             parts = queries.split(counts)  # (C, Hq, hd) each
             attended = [
-                attend_chunk(
-                    part, keys.index_select(1, chunk.slots), values.index_select(1, chunk.slots), mask
-                )
+                attend_chunk(part, *cache.gather(layer, chunk.slots), mask)
                 for part, chunk, mask in zip(parts, chunks, masks, strict=True)
             ]
             return torch.cat(attended)  # (N, Hq, hd)
@@ -129,9 +146,8 @@ class TorchDecoder:
             unseen = ~visible[:, None]  # (B, 1, T)
         gathered = slots.flatten()  # (B * T,)
 
-        def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            some_keys, some_values = keys.index_select(1, gathered), values.index_select(1, gathered)
-            return attend_rows(queries, some_keys, some_values, unseen)
+        def attend(queries: Tensor, layer: int) -> Tensor:
+            return attend_rows(queries, *cache.gather(layer, gathered), unseen)
 
         hidden = self._blocks(self.embed(ids), positions, cache, written, attend)  # (B, Dt)
         return self._logits(hidden)
@@ -142,44 +158,40 @@ class TorchDecoder:
         positions: Tensor,
         cache: KVCache,
         written: Tensor,
-        attention: Callable[[Tensor, Tensor, Tensor], Tensor],
+        attention: Callable[[Tensor, int], Tensor],
     ) -> Tensor:
         """Hidden states (N, Dt) at `positions` (N,) through every layer.
 
-        Keys and values are written to the slots `written` (N,); `attention` takes the queries (N, Hq, hd) and one
-        layer's keys and values (Hkv, slots, hd).
+        Keys and values are written to the slots `written` (N,); `attention` takes queries (N, Hq, hd) and the layer.
         """
-        width, heads, shared = (
-            self.config.head_dim,
-            self.config.num_attention_heads,
-            self.config.num_key_value_heads,
-        )
-        sizes = [(heads + shared) * width, shared * width, self.config.intermediate_size]
-        cos, sin = self.cos[positions], self.sin[positions]  # (N, 1, rotary/2)
+        width, heads = self.config.head_dim, self.config.num_attention_heads
+        turned = heads + self.config.num_key_value_heads  # queries and keys; the values follow
+        every = turned + self.config.num_key_value_heads
+        sizes = [every * width, self.config.intermediate_size]
+        cos, sin = self.rotary[:, positions, None]  # (N, 1, hd)
         count = len(hidden)
         for number, layer in enumerate(self.layers):
             normed = F.layer_norm(hidden, hidden.shape[-1:], *layer.norm, self.config.layer_norm_eps)
-            qk, v, fc1 = F.linear(normed, *layer.into).split(sizes, dim=-1)
-            qk = rotate(qk.reshape(count, heads + shared, width), cos, sin)  # (N, Hq + Hkv, hd)
-            keys, values = cache.keys[number], cache.values[number]  # (Hkv, slots, hd)
-            keys.index_copy_(1, written, qk[:, heads:].transpose(0, 1))
-            values.index_copy_(1, written, v.reshape(count, shared, width).transpose(0, 1))
-            attended = attention(qk[:, :heads], keys, values).reshape(count, heads * width)
+            qkv, fc1 = layer.into(normed).split(sizes, dim=-1)
+            qkv = qkv.reshape(count, every, width)
+            qk = rotate(qkv[:, :turned], cos, sin, self.config.rotary_dim)  # (N, Hq + Hkv, hd)
+            cache.write(number, written, torch.cat([qk[:, heads:], qkv[:, turned:]], dim=1))
+            attended = attention(qk[:, :heads], number).reshape(count, heads * width)
             outputs = torch.cat([attended, F.gelu(fc1, approximate="tanh")], dim=-1)
-            hidden = hidden + F.linear(outputs, *layer.out)  # (N, Dt)
+            hidden = hidden + layer.out(outputs)  # (N, Dt)
         return hidden
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, Dt) -> logits (B, V), float32."""
         normed = F.layer_norm(hidden, hidden.shape[-1:], *self.final_norm, self.config.layer_norm_eps)
-        return F.linear(normed, *self.head).float()
+        return self.head(normed).float()
 
 
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (arXiv 2104.09864) in half-split layout of (N, H, hd), as wide as the table."""
-    half = cos.shape[-1]
-    a, b, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor, dims: int) -> Tensor:
+    """Rotary embedding (arXiv 2104.09864) of the first `dims` of (N, H, hd), in half-split layout."""
+    half = dims // 2
+    swapped = torch.cat([heads[..., half:dims], heads[..., :half], heads[..., dims:]], dim=-1)
+    return torch.addcmul(heads * cos, swapped, sin)
 
 
 def causal_mask(chunk: Chunk) -> Tensor | None:
