@@ -127,14 +127,13 @@ def test_a_long_prompt_does_not_hold_up_those_that_decode(decoder: TorchDecoder)
     """While 200 tokens are prefilled ten at a time, a stream that runs gets a token in every step."""
     engine = engine_of(decoder, chunk=10)
     sizes: list[tuple[int, int]] = []
-    prefill, decode = decoder.prefill, decoder.decode
-    watched = Engine.__dict__["_forward"]
+    run = engine.runner.run
 
-    def forward(spans: Any) -> Any:
+    def watched(spans: Any) -> Any:
         sizes.append((sum(span.count == 1 for span in spans), sum(s.count for s in spans if s.count > 1)))
-        return watched(engine, spans)
+        return run(spans)
 
-    engine._forward = forward  # type: ignore[method-assign]
+    engine.runner.run = watched  # type: ignore[method-assign]
     running = iter(engine.submit(Prompt([5, 6, 7]), Sampling(max_tokens=100)))
     next(running)
     engine.submit(Prompt([n % 80 for n in range(200)]), Sampling(max_tokens=1)).result()
@@ -142,7 +141,6 @@ def test_a_long_prompt_does_not_hold_up_those_that_decode(decoder: TorchDecoder)
     prefills = [one for one in sizes[1:] if one[1]]
     assert len(prefills) >= 20
     assert all(decoding == 1 and chunk <= 10 for decoding, chunk in prefills)
-    assert (decoder.prefill, decoder.decode) == (prefill, decode)
 
 
 def test_streamed_tokens_are_the_generation(
@@ -279,6 +277,50 @@ def test_a_fault_ends_only_the_request_that_has_it(
         failed.result()
     assert [ticket.result().tokens for ticket in tickets] == [one.tokens for one in alone[:20]]
     assert engine.pages.used == 0
+
+
+def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
+    decoder: TorchDecoder,
+    prompts: list[Prompt],
+    alone: list[Generation],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where a step of more than 300 tokens has no memory, all answers still come, and the log says it once or twice."""
+    prefill = TorchDecoder.prefill
+
+    def narrow(self: TorchDecoder, embeddings: Tensor, *arguments: Any) -> Tensor:
+        if len(embeddings) > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return prefill(self, embeddings, *arguments)
+
+    monkeypatch.setattr(TorchDecoder, "prefill", narrow)
+    engine = engine_of(decoder)
+    assert [one.tokens for one in engine.generate(prompts, SETTINGS)] == [one.tokens for one in alone]
+    assert engine.scheduler.limits.step_tokens <= 1024
+    assert 1 <= len(caplog.records) <= 3
+    assert "out of memory in a step of 2048 tokens" in caplog.text
+
+
+def test_a_cache_without_memory_is_made_smaller(
+    decoder: TorchDecoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half, and half again, but always one full context; then the error is the caller's."""
+    room, empty = 40, torch.empty
+
+    def narrow(shape: Any, *arguments: Any, **options: Any) -> Tensor:
+        if shape[2] > room * PAGE:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+            )
+        return empty(shape, *arguments, **options)
+
+    monkeypatch.setattr(torch, "empty", narrow)
+    assert engine_of(decoder, cache_tokens=100 * PAGE).pages.count == 25
+    assert len(caplog.records) == 2
+    room = 10
+    with pytest.raises(RuntimeError, match="allocate"):
+        engine_of(decoder, cache_tokens=100 * PAGE)
 
 
 @pytest.mark.parametrize(

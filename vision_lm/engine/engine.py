@@ -7,29 +7,26 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vision_lm.engine.grammar import Grammars
 from vision_lm.engine.image_cache import ImageCache
-from vision_lm.engine.kv_cache import KVCache, bytes_per_token
+from vision_lm.engine.kv_cache import allocate_cache, default_cache_tokens, out_of_memory
 from vision_lm.engine.pages import PAGE, Pages, pages_for
 from vision_lm.engine.request import Generation, Prompt, Request
+from vision_lm.engine.runner import Runner
 from vision_lm.engine.sampling import Row, Sampling, Token, choose
 from vision_lm.engine.scheduler import Limits, Scheduler, Span
 from vision_lm.engine.stopping import FinishReason, StopStrings
 from vision_lm.engine.ticket import Mailbox, Ticket
-from vision_lm.engine.torch_decoder import Chunk, TorchDecoder
+from vision_lm.engine.torch_decoder import TorchDecoder
 from vision_lm.errors import RequestError, VisionLMError
 
 log = logging.getLogger(__name__)
-
-CACHE_TOKENS = 16_384  # of the key-value cache unless told otherwise, and
-CACHE_BYTES = 2 << 30  # no more than so much memory, but always room for one full context
 
 
 @dataclass
@@ -37,7 +34,7 @@ class Stats:
     """What the engine has done so far."""
 
     steps: int = 0
-    prompt_tokens: int = 0  # computed in prefill; those found in the cache are `Scheduler.shared_tokens`
+    prompt_tokens: int = 0  # computed; those found in the cache are `Scheduler.shared_tokens`
     generated_tokens: int = 0
     peak_pages: int = 0
     forward_seconds: float = 0.0  # in the model
@@ -65,12 +62,13 @@ class Engine:
         self.decoder, self.image_token_id = decoder, image_token_id
         self._grammars, self._decode = grammars, decode
         self.images = ImageCache(encode)
-        self.cache = KVCache(
+        self.cache = allocate_cache(
             decoder.config,
-            pages_for(cache_tokens or default_cache_tokens(decoder)),
+            pages_for(cache_tokens or default_cache_tokens(decoder.config, decoder.dtype)),
             decoder.device,
             decoder.dtype,
         )
+        self.runner = Runner(decoder, self.cache, self.images)
         self.pages = Pages(self.cache.pages)
         self.scheduler = Scheduler(self.pages, limits or Limits())
         self.stats = Stats()
@@ -165,15 +163,20 @@ class Engine:
 
     def _step(self, spans: Sequence[Span]) -> None:
         """Compute the spans, and choose a token for every request that is complete."""
+        start = time.perf_counter()
         try:
-            complete, logits = self._forward(spans)
+            complete, logits = self.runner.run(spans)
         except Exception as error:
+            if out_of_memory(error):
+                self._shrink()
             if len(spans) > 1:  # whose fault is it? Each again alone: what is written twice is the same
                 for span in spans:
                     self._step([span])
             else:
                 self._end(spans[0].request, error)
             return
+        self.stats.forward_seconds += time.perf_counter() - start
+        self.stats.prompt_tokens += sum(span.prompt_tokens for span in spans)
         self.scheduler.done(spans)
         if logits is None:
             return
@@ -188,54 +191,12 @@ class Engine:
         for place, chosen in zip(places, choose(logits[places], rows), strict=True):
             self._accept(complete[place], chosen)
 
-    def _forward(self, spans: Sequence[Span]) -> tuple[list[Request], Tensor | None]:
-        """The model's part: → the requests whose next token can be chosen, and its logits (R, V)."""
-        decoding = [span for span in spans if self._decodes(span)]
-        prompts = [span for span in spans if not self._decodes(span)]
-        start = time.perf_counter()
-        logits = []
-        if decoding:
-            logits.append(
-                self.decoder.decode(
-                    [span.request.tokens[-1].id for span in decoding],
-                    [span.start for span in decoding],
-                    [span.request.pages for span in decoding],
-                    self.cache,
-                )
-            )
-        if prompts:
-            chunks = [
-                Chunk(span.start, span.count, self.cache.slots(span.request.pages, span.stop), span.complete)
-                for span in prompts
-            ]
-            after = self.decoder.prefill(self._embeddings(prompts), chunks, self.cache)  # (complete ones, V)
-            if len(after):
-                logits.append(after)
-            self.stats.prompt_tokens += sum(span.count for span in prompts)
-        self.stats.forward_seconds += time.perf_counter() - start
-        complete = [span.request for span in (*decoding, *prompts) if span.complete]
-        return complete, torch.cat(logits) if logits else None
-
-    def _decodes(self, span: Span) -> bool:
-        """Whether only the token that was generated last is to be computed."""
-        return span.complete and span.count == 1 and len(span.request.tokens) > 0
-
-    @torch.inference_mode()
-    def _embeddings(self, spans: Sequence[Span]) -> Tensor:
-        """Embeddings of the spans' tokens, one span after the other, image tokens in their places: (N, Dt)."""
-        ids = [one for span in spans for one in span.request.ids(span.start, span.stop)]
-        embeddings = self.decoder.embed(ids)  # (N, Dt)
-        seen = [
-            (offset - span.start, span, place)
-            for offset, span in zip(_offsets(spans), spans, strict=True)
-            for place in span.request.places
-            if place.start < span.stop and span.start < place.stop
-        ]
-        encoded = self.images.get([place.image for _, _, place in seen])
-        for (shift, span, place), tokens in zip(seen, encoded, strict=True):
-            first, last = max(place.start, span.start), min(place.stop, span.stop)
-            embeddings[shift + first : shift + last] = tokens[first - place.start : last - place.start]
-        return embeddings
+    def _shrink(self) -> None:
+        """Memory ran out: smaller steps from now on."""
+        now = self.scheduler.limits
+        running, tokens = max(now.running // 2, 1), max(now.step_tokens // 2, 64)
+        self.scheduler.limits = Limits(running, max(tokens, running), min(now.chunk, tokens))
+        log.warning("out of memory in a step of %d tokens: at most %d from now on", now.step_tokens, tokens)
 
     def _accept(self, request: Request, chosen: Token | VisionLMError) -> None:
         """The next token of a request, or why it has none."""
@@ -264,14 +225,3 @@ class Engine:
         mailbox = self._mailboxes.pop(request, None)
         if mailbox is not None:
             mailbox.end(outcome)
-
-
-def _offsets(spans: Sequence[Span]) -> Iterator[int]:
-    """Where each span begins when they stand one after the other."""
-    return itertools.accumulate((span.count for span in spans[:-1]), initial=0)
-
-
-def default_cache_tokens(decoder: TorchDecoder) -> int:
-    """Tokens to keep, unless told otherwise: see CACHE_TOKENS."""
-    fitting = CACHE_BYTES // bytes_per_token(decoder.config, decoder.dtype)
-    return max(min(CACHE_TOKENS, fitting), decoder.config.max_position_embeddings)

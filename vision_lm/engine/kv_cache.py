@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,11 @@ from torch import Tensor
 
 from vision_lm.config import TextConfig
 from vision_lm.engine.pages import PAGE, pages_for
+
+log = logging.getLogger(__name__)
+
+CACHE_TOKENS = 16_384  # to keep unless told otherwise, and
+CACHE_BYTES = 2 << 30  # no more than so much memory, but always room for one full context
 
 
 class KVCache:
@@ -61,3 +67,27 @@ def slots_of(table: Tensor) -> Tensor:
 def bytes_per_token(config: TextConfig, dtype: torch.dtype) -> int:
     """Keys and values of one token in every layer."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+
+
+def default_cache_tokens(config: TextConfig, dtype: torch.dtype) -> int:
+    """Tokens to keep, unless told otherwise: see CACHE_TOKENS."""
+    fitting = CACHE_BYTES // bytes_per_token(config, dtype)
+    return max(min(CACHE_TOKENS, fitting), config.max_position_embeddings)
+
+
+def allocate_cache(config: TextConfig, pages: int, device: torch.device, dtype: torch.dtype) -> KVCache:
+    """A cache of so many pages, or where memory is short of half as many, and so on, down to one full context."""
+    least = pages_for(config.max_position_embeddings)
+    while True:
+        try:
+            return KVCache(config, pages, device, dtype)
+        except Exception as error:
+            if not out_of_memory(error) or pages <= least:
+                raise
+            log.warning("no memory for a cache of %d tokens: trying half of it", pages * PAGE)
+            pages = max(pages // 2, least)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """A GPU has a type for it, a CPU only words."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

@@ -38,6 +38,11 @@ class Span:
         return self.start + self.count
 
     @property
+    def prompt_tokens(self) -> int:
+        """How many of them are the prompt's."""
+        return max(min(self.stop, len(self.request.prompt.ids)) - self.start, 0)
+
+    @property
     def complete(self) -> bool:
         """Whether a next token can be chosen after it."""
         return self.stop == self.request.length
