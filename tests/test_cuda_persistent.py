@@ -47,6 +47,11 @@ MUTANTS = [
 ]
 
 
+def test_the_kernel_as_it_is_does_not_fail() -> None:
+    emulator = Emulator(Bench.of(GROUPED, [33, 70]).shape)
+    assert not any(differs(emulator, seed) for seed in range(6))
+
+
 @pytest.mark.parametrize("mutation", MUTANTS, ids=lambda mutation: mutation.name)
 def test_mutants_fail(mutation: Mutation) -> None:
     emulator = Emulator(Bench.of(GROUPED, [33, 70]).shape, mutation)

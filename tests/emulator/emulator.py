@@ -28,8 +28,9 @@ KERNEL_PARAMETERS = {
     "attend_kernel": ("Layer", "Step"),
     "choose_kernel": ("Head", "Step"),
     "step_kernel": ("Whole", "Step"),
+    "sample_kernel": ("Sampler", "Step"),
 }
-CONSTANTS = ("PROJECT_BYTES", "MIX_BYTES", "HEAD_BYTES", "sums_bytes(1)")
+CONSTANTS = ("PROJECT_BYTES", "MIX_BYTES", "HEAD_BYTES", "sums_bytes(1)", "SAMPLE_BYTES")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 // A small adversarial GPU: every CUDA thread is a fiber, and the order of everything that a GPU leaves open is
 // drawn at random by a seed.
 //
-// - A block drawn at random runs alone until it spins, waits for its predecessor, or ends; inside it a warp drawn
-//   at random runs until it cannot.
+// - A block drawn at random runs alone until it spins, waits for its predecessor, or ends; and, by chance, until it
+//   lets its successor start or adds to a counter. Inside it a warp drawn at random runs until it cannot.
 // - Shared memory starts as NaN. An asynchronous copy happens at once or when it is waited for, by chance.
 // - A store reaches other blocks at once or when it is released, by chance: a release publishes the thread's own
 //   stores and those of the threads it synchronised with, as the PTX memory model has it.
@@ -150,6 +150,16 @@ struct Machine {
 
     // ---- What the memory layer calls ----
 
+    void give_way() {  // another block may run now
+        current->state = State::spinning;
+        leave();
+    }
+    void let_successor_start() {
+        if (current->block->lets_successor) return;
+        current->block->lets_successor = true;
+        give_way();
+    }
+
     void spin() {
         idle++;
         current->state = State::spinning;
@@ -292,6 +302,7 @@ struct Machine {
         const unsigned before = *address;
         *address += value;
         idle = 0;
+        if (random() % 4 == 0) give_way();
         return before;
     }
 
@@ -393,7 +404,7 @@ unsigned machine_atomic_load(const unsigned* address) { return machine->atomic_l
 unsigned machine_atomic_add(unsigned* address, unsigned value) { return machine->atomic_add(address, value); }
 void machine_spin() { machine->spin(); }
 void machine_wait_for_predecessor() { machine->wait_for_predecessor(); }
-void machine_let_successor_start() { machine->current->block->lets_successor = true; }
+void machine_let_successor_start() { machine->let_successor_start(); }
 
 struct Launch {
     const char* kernel;

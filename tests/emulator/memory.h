@@ -19,7 +19,10 @@ inline int block_index() { return current_thread->block_index; }
 inline int grid_blocks() { return current_thread->blocks; }
 inline unsigned char* shared_memory() { return current_thread->shared; }
 
-inline void sync_threads(int name, int threads) { machine_barrier(name, threads); }
+template <int name, int threads>
+void sync_threads() {
+    machine_barrier(name, threads);
+}
 inline void sync_warp() { machine_sync_warp(); }
 template <class T>
 T exchange(T value, int from) {
@@ -74,6 +77,15 @@ inline float as_float(unsigned bits) {
     float value;
     __builtin_memcpy(&value, &bits, 4);
     return value;
+}
+inline unsigned as_bits(float value) {
+    unsigned bits;
+    __builtin_memcpy(&bits, &value, 4);
+    return bits;
+}
+template <class T>
+void add_shared(T* shared, T value) {
+    *shared += value;
 }
 inline unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) {
     const unsigned long long bytes = (static_cast<unsigned long long>(high) << 32) | low;

@@ -27,8 +27,11 @@ DEVICE unsigned char* shared_memory() {
 
 // ---- Threads of one block ----
 
-// A barrier for `threads` threads of the block; `name` 1..15 leaves the others alone.
-DEVICE void sync_threads(int name, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory"); }
+// A barrier for so many threads of the block; by another name it leaves the others alone.
+template <int name, int threads>
+DEVICE void sync_threads() {
+    asm volatile("bar.sync %0, %1;" ::"n"(name), "n"(threads) : "memory");
+}
 DEVICE void sync_warp() { __syncwarp(); }
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
@@ -85,6 +88,12 @@ DEVICE unsigned add_acquire_release(unsigned* global, unsigned value) {
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(global), "r"(value) : "memory");
     return before;
 }
+DEVICE void add_shared(unsigned* shared, unsigned value) {
+    asm volatile("red.shared.add.u32 [%0], %1;" ::"r"(shared_address(shared)), "r"(value) : "memory");
+}
+DEVICE void add_shared(unsigned long long* shared, unsigned long long value) {
+    asm volatile("red.shared.add.u64 [%0], %1;" ::"r"(shared_address(shared)), "l"(value) : "memory");
+}
 DEVICE unsigned add_relaxed(unsigned* global, unsigned value) {
     unsigned before;
     asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(global), "r"(value) : "memory");
@@ -110,6 +119,7 @@ DEVICE void let_successor_start() {
 // ---- Numbers ----
 
 DEVICE float as_float(unsigned bits) { return __uint_as_float(bits); }
+DEVICE unsigned as_bits(float x) { return __float_as_uint(x); }
 DEVICE unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) { return __byte_perm(low, high, selector); }
 DEVICE float exp2_fast(float x) {
     float y;

@@ -67,8 +67,8 @@ enum Counter { TICKET, HEADS_DONE, BLOCKS_DONE, BARRIER, ARRIVED = 8 };  // ARRI
 DEVICE int lane_index() { return thread_index() % LANES; }
 DEVICE int warp_index() { return thread_index() / LANES; }
 DEVICE bool streams() { return warp_index() < WARPS; }
-DEVICE void sync_streamers() { sync_threads(1, STREAMERS); }
-DEVICE void sync_block() { sync_threads(0, THREADS); }
+DEVICE void sync_streamers() { sync_threads<1, STREAMERS>(); }
+DEVICE void sync_block() { sync_threads<0, THREADS>(); }
 DEVICE int splits_of(int length) { return length < 0 ? 0 : length / SPLIT + 1; }  // of length + 1 tokens
 DEVICE long long slot_of(const Step& step, int row, int position) {
     return static_cast<long long>(step.table[row * step.pages + position / PAGE]) * PAGE + position % PAGE;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,6 +119,10 @@ class Shape:
         return 2 * SPLIT * (2 * self.head_dim + 16) + 4 * self.head_dim
 
     @property
+    def sample_bytes(self) -> int:
+        return 256 * 16 + self.streamers * 16 + 64
+
+    @property
     def attend_bytes(self) -> int:
         return self.warps * self._attention_bytes
 
@@ -131,11 +136,13 @@ class Shape:
 
     def fitting(self, blocks: int, shared: int) -> Shape:
         """The same kernels with less in flight, where a block has only `shared` bytes of shared memory."""
-        for activation_kib in (64, 32, 16):
-            for ring in (8, 6, 4, 3, 2):
-                smaller = dataclasses.replace(self, ring=ring, activation_kib=activation_kib)
-                if max(smaller.choose_bytes, smaller.mix_bytes(blocks)) <= shared:
-                    return smaller
+        warps = ((self.warps, self.attention_warps), (8, 2), (4, 2))
+        for (streaming, attending), kib, ring in itertools.product(warps, (64, 32, 16), (8, 6, 4, 3, 2)):
+            smaller = dataclasses.replace(
+                self, warps=streaming, attention_warps=attending, activation_kib=kib, ring=ring
+            )
+            if max(smaller.choose_bytes, smaller.mix_bytes(blocks)) <= shared:
+                return smaller
         raise CudaDecoderError(
             f"a GPU of {shared >> 10} KiB of shared memory is too small for {self.batch} rows"
         )

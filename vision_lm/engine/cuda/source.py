@@ -14,6 +14,7 @@ KERNELS = (
     "mix.cuh",
     "head.cuh",
     "persistent.cuh",
+    "sample.cuh",
 )
 
 

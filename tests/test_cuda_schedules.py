@@ -1,0 +1,137 @@
+"""Whatever order a GPU may run things in gives the same bits, and a kernel that lacks a wait is found out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.emulator.emulator import Emulator, Mutation
+from tests.emulator.model import GROUPED, Bench, step64
+
+SEEDS = range(6)
+
+
+def bench() -> Bench:
+    return Bench.of(GROUPED, [33, 70, 15], torch.float16, blocks=4)
+
+
+def test_every_schedule_gives_the_same_bits() -> None:
+    first = bench()
+    emulator = Emulator(first.shape)
+    first.run(emulator, first.launches(), seed=1000)
+    for seed in range(20):
+        again = bench()
+        again.run(emulator, again.launches(), seed)
+        assert again.inputs.logits is not None and first.inputs.logits is not None
+        assert torch.equal(again.inputs.logits[:3], first.inputs.logits[:3])
+        assert torch.equal(again.inputs.next, first.inputs.next)
+        assert torch.equal(again.keys.view(torch.int16), first.keys.view(torch.int16))
+
+
+MUTANTS = [
+    Mutation(
+        "K1 does not wait for K2", "    wait();\n    if (block_index() == 0)", "    if (block_index() == 0)"
+    ),
+    Mutation("K2's rows do not wait for K1", "        wait();\n        mix_rows", "        mix_rows"),
+    Mutation(
+        "attention does not wait for K1", "        wait();\n        unsigned char*", "        unsigned char*"
+    ),
+    Mutation(
+        "K3 does not wait for K2", "    wait();\n    unsigned char* shared", "    unsigned char* shared"
+    ),
+    Mutation("dense does not wait for the heads", "if (thread_index() == 0) wait_for_heads(step);", ""),
+    Mutation(
+        "only thread 0 waits for the heads",
+        "            if (thread_index() == 0) wait_for_heads(step);\n            sync_streamers();\n",
+        "            if (thread_index() == 0) wait_for_heads(step);\n",
+    ),
+    Mutation(
+        "activations are not complete",
+        "tile, shared);\n        sync_streamers();",
+        "tile, shared);",
+    ),
+    Mutation(
+        "unit sums are not complete", "        sync_streamers();\n        for (int i", "        for (int i"
+    ),
+    Mutation(
+        "a head's parts are joined unreleased",
+        "sync_warp();  // before lane 0 releases them; and every lane is done with shared memory",
+        "",
+    ),
+    Mutation(
+        "a part is counted before it is released",
+        "arrived = add_acquire_release(step.counters + ARRIVED",
+        "arrived = add_relaxed(step.counters + ARRIVED",
+    ),
+    Mutation(
+        "a head is done before it is released",
+        "add_release(step.counters + HEADS_DONE",
+        "add_relaxed(step.counters + HEADS_DONE",
+    ),
+    Mutation(
+        "a head is done before its lanes are",
+        "store(attended + 2 * pair + 1, out[2 * i + 1] / sum);\n    }\n    sync_warp();",
+        "store(attended + 2 * pair + 1, out[2 * i + 1] / sum);\n    }",
+    ),
+    Mutation("the best of a block is not released", "ended = add_acquire_release(", "ended = add_relaxed("),
+    Mutation("keys are read before they came", "wait_copies<1>();\n    sync_warp();", "sync_warp();"),
+    Mutation(
+        "keys of other lanes are read before they came",
+        "wait_copies<1>();\n    sync_warp();",
+        "wait_copies<1>();",
+    ),
+    Mutation("values are read before they came", "wait_copies<0>();\n    sync_warp();", "sync_warp();"),
+    Mutation("weights are read before they came", "wait_copies<RING - 2>();", "wait_copies<RING - 1>();"),
+    Mutation("a slot is asked for again too early", "ask(slot == 0 ? RING - 1 : slot - 1);", "ask(slot);"),
+    Mutation(
+        "LayerNorm's sums are not complete",
+        "    sync_streamers();\n#pragma unroll\n    for (int row = 0; row < BATCH; row++) {\n        values",
+        "#pragma unroll\n    for (int row = 0; row < BATCH; row++) {\n        values",
+    ),
+    Mutation(
+        "normed activations are not complete", "    sync_streamers();\n    return out;", "    return out;"
+    ),
+    Mutation("the counters are not reset", "store(step.counters + i, 0u);", ";"),
+    Mutation("the count of blocks is not reset", "store(step.counters + BLOCKS_DONE, 0u), ", ""),
+    Mutation("the wrong page", "position / PAGE]", "(position + 1) / PAGE]"),
+    Mutation("the wrong place in a page", "position % PAGE;", "(position + 1) % PAGE;"),
+    Mutation(
+        "the new token is not attended to",
+        "step.lengths[item.row] + 1 - item",
+        "step.lengths[item.row] - item",
+    ),
+    Mutation("a head reads another's keys", "item.head / (HEADS / KV_HEADS)", "item.head % KV_HEADS"),
+    Mutation("no bias in K1", " + layer.into.bias[out]", ""),
+    Mutation("no bias in K2", " + layer.dense.bias[out]", ""),
+    Mutation("no bias in lm_head", " + head.head.bias[out]", ""),
+    Mutation("no rotation", "if (within < HALF) {", "if (false) {"),
+    Mutation("LayerNorm forgets beta", " + beta[4 * four + i]", ""),
+]
+
+
+def test_the_kernels_as_they_are_do_not_fail() -> None:
+    emulator = Emulator(bench().shape)
+    assert not any(differs(emulator, seed) for seed in SEEDS)
+
+
+@pytest.mark.parametrize("mutation", MUTANTS, ids=lambda mutation: mutation.name)
+def test_mutants_fail(mutation: Mutation) -> None:
+    emulator = Emulator(bench().shape, mutation)
+    assert any(differs(emulator, seed) for seed in SEEDS)
+
+
+def differs(emulator: Emulator, seed: int) -> bool:
+    """Whether two steps of a mutant end in anything but the right logits."""
+    b = bench()
+    expected = step64(b)
+    for number in range(2):
+        if emulator.run(b.launches(), b.memory(), 2 * seed + number) is not None:
+            return True
+        assert b.inputs.logits is not None
+        if not torch.allclose(b.inputs.logits[:3].double(), expected, rtol=1e-3, atol=5e-3):
+            return True
+        if not torch.equal(b.inputs.next[:3], expected.argmax(1)):
+            return True
+        b.poison()
+        b.inputs.next.fill_(-1)
+    return False
