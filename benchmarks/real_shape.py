@@ -12,71 +12,27 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from open_clip import get_model_config, get_pretrained_cfg
 from PIL import Image, ImageOps
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from vision_lm.checkpoint import expected_tensors, write_checkpoint
-from vision_lm.config import Config, ProjectorConfig, PromptConfig, TextConfig, VisionConfig
+from vision_lm.bench.machine import peak_resident_bytes
+from vision_lm.bench.shapes import shape_config
+from vision_lm.bench.weights import random_checkpoint
+from vision_lm.checkpoint import write_checkpoint
 from vision_lm.model import VisionLM
 
 LIMIT_GIB = 12
-TOKENS, END = 50_295, 50_256  # of Phi's tokenizer
-
-PHI_1_5 = TextConfig(
-    vocab_size=51_200,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=24,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    max_position_embeddings=2048,
-)
-
-
-def config() -> Config:
-    """What `vision-lm create --vision ViT-L-14-336/openai --text microsoft/phi-1_5` writes."""
-    model = get_model_config("ViT-L-14-336-quickgelu")
-    published = get_pretrained_cfg("ViT-L-14-336", "openai")
-    return Config(
-        name="real-shape",
-        vision=VisionConfig(
-            embed_dim=model["embed_dim"],
-            tower=model["vision_cfg"],
-            image_size=336,
-            mean=published["mean"],
-            std=published["std"],
-            quick_gelu=True,
-            resize="crop",
-        ),
-        projector=ProjectorConfig(1024, PHI_1_5.hidden_size, PHI_1_5.hidden_size),
-        text=PHI_1_5,
-        prompt=PromptConfig(image_token_id=TOKENS, eos_token_id=END),
-        dtype="bfloat16",
-    )
 
 
 def write_random(folder: str) -> None:
     """A checkpoint of random weights, and a tokenizer of as many made-up words as Phi's has tokens."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, shape in expected_tensors(config()).items():
-        tensors[name] = torch.empty(shape, dtype=torch.bfloat16)
-        if ("norm" in name or ".ln_" in name) and name.endswith("weight"):
-            tensors[name].fill_(1.0)
-        else:
-            tensors[name].normal_(std=0.02, generator=generator)
-    words = {f"w{number}": number for number in range(TOKENS) if number != END} | {"<|endoftext|>": END}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    write_checkpoint(folder, config(), tensors, tokenizer)
+    checkpoint = random_checkpoint(shape_config("phi-1_5"))
+    write_checkpoint(folder, checkpoint.config, checkpoint.tensors, checkpoint.tokenizer)
 
 
 def measure(folder: str, image: str, tokens: int) -> dict[str, float]:
@@ -101,7 +57,7 @@ def measure(folder: str, image: str, tokens: int) -> dict[str, float]:
     steps = [lap() for _ in vlm.stream(other, vlm.prompts.caption_question("short"), max_tokens=tokens)]
     seconds["prefill"] = steps.pop(0)
     seconds["a token"] = statistics.median(steps)
-    seconds["peak GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+    seconds["peak GiB"] = peak_resident_bytes() / 2**30
     return seconds
 
 

@@ -136,6 +136,29 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--model", default="mini")
     shown.add_argument("--device", default="auto")
 
+    measured = command("bench", commands.bench, "measure latency, throughput and memory on this machine")
+    which = measured.add_mutually_exclusive_group()
+    which.add_argument("--model", help="embedded name, folder or hub id (default: mini)")
+    which.add_argument("--shape", help="mini, phi-1_5 or phi-2: random weights of that layout, no file")
+    measured.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)"
+    )
+    measured.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    measured.add_argument("--quantize", help="int8 or int4")
+    measured.add_argument("--concurrency", default="1,4,16", help="streams at once (default: %(default)s)")
+    measured.add_argument(
+        "--prompt",
+        type=int,
+        help="tokens of a prompt, its picture included (default: 32 more than the picture's)",
+    )
+    measured.add_argument(
+        "--tokens", type=int, default=32, help="generated for each prompt (default: %(default)s)"
+    )
+    measured.add_argument(
+        "--repeat", type=int, default=3, help="measure so many times, for the median (default: %(default)s)"
+    )
+    measured.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file, too")
+
     described = command("info", commands.info, "say what a checkpoint is made of")
     described.add_argument("model", metavar="MODEL", nargs="?", default="mini")
     return parser

@@ -118,6 +118,31 @@ def demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def bench(options: argparse.Namespace) -> int:
+    """A table of what this machine reaches."""
+    from vision_lm.bench import Settings, run
+    from vision_lm.bench.settings import counts
+
+    settings = Settings(
+        model=options.model or "mini",
+        shape=options.shape,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        concurrency=counts(options.concurrency),
+        prompt=options.prompt,
+        tokens=options.tokens,
+        repeat=options.repeat,
+    )
+    if options.json:
+        options.json.touch()  # a file that cannot be written is better known now than after minutes
+    report = run(settings)
+    print(report.table())
+    if options.json:
+        options.json.write_text(report.to_json(), encoding="utf-8")
+    return 0
+
+
 def info(options: argparse.Namespace) -> int:
     """What a checkpoint is made of."""
     from vision_lm.checkpoint import read_checkpoint
