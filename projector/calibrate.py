@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from projector.data.samples import Sample, Turn, iter_jsonl
+from projector.data.samples import QA, Sample, iter_jsonl
 from vision_lm.answer import Answer
 from vision_lm.checkpoint import read_checkpoint, write_checkpoint
 from vision_lm.config import Calibration
@@ -68,7 +68,7 @@ def reported_part(samples: Sequence[Sample]) -> Sequence[Sample]:
     return samples[round(CALIBRATION_SHARE * len(samples)) :]
 
 
-def one_of_each_kind(sample: Sample) -> list[Turn]:
+def one_of_each_kind(sample: Sample) -> list[QA]:
     """The first turn of every kind but captions, whose text has no single right form."""
     return list({turn.kind: turn for turn in reversed(sample.turns) if turn.kind != "caption"}.values())
 

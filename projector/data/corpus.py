@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from projector.data import drawings, easy_vqa, scenes
 from projector.data.pictures import STYLES, Picture, load_pictures
-from projector.data.samples import Sample, Turn, write_jsonl
+from projector.data.samples import QA, Sample, write_jsonl
 from projector.data.scenes import HeldOut, Sprite
 from projector.data.textures import texture
 from vision_lm.config import PromptConfig
@@ -138,18 +138,16 @@ def _scenes(
         path = folder / f"{number:06d}.png"
         picture.save(path, compress_level=1)
         asked = scenes.questions(scene, rng, 14, absent_names=rng.sample(names, min(20, len(names))))
-        turns = [Turn(qa.question, qa.answer, qa.kind) for qa in asked]
+        turns = list(asked)
         if rng.random() < CAPTION_SHARE:
             turns += [
-                Turn(CAPTION_REQUESTS[length], scenes.caption(scene, length, rng), "caption")
+                QA(CAPTION_REQUESTS[length], scenes.caption(scene, length, rng), "caption")
                 for length in CAPTION_REQUESTS
             ]
         samples.append(Sample((path,), tuple(turns)))
         chat = scenes.dialogue(scene, rng)
         if len(chat) > 1:
-            samples.append(
-                Sample((path,), tuple(Turn(qa.question, qa.answer, qa.kind) for qa in chat), linked=True)
-            )
+            samples.append(Sample((path,), tuple(chat), linked=True))
     return samples
 
 
@@ -190,13 +188,13 @@ def _textures(folder: Path, start: int) -> list[Sample]:
     for number in range(start, start + UNIT):
         path = folder / f"{number:05d}.png"
         texture(rng, SIZE).save(path, compress_level=1)
-        samples.append(Sample((path,), (Turn("What is this?", "nothing", "name"),)))
+        samples.append(Sample((path,), (QA("What is this?", "nothing", "name"),)))
     return samples
 
 
 def _easy_vqa() -> Iterator[Sample]:
-    turns: dict[Path, list[Turn]] = {}
+    turns: dict[Path, list[QA]] = {}
     for image, question, answer, kind in easy_vqa.train():
-        turns.setdefault(Path(image), []).append(Turn(question, answer, kind))
+        turns.setdefault(Path(image), []).append(QA(question, answer, kind))
     for image, asked in turns.items():
         yield Sample((image,), tuple(asked))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageEnhance, ImageFilter
 
 from projector.data.pictures import Picture
-from projector.data.samples import Turn
+from projector.data.samples import QA
 from projector.data.scene_grammar import with_article
 from vision_lm.prompts import CaptionLength
 
@@ -61,29 +61,29 @@ def place(cut_out: Image.Image, size: int, rng: random.Random, *, plain: bool = 
 
 def turns(
     picture: Picture, others: Sequence[Picture], requests: Mapping[CaptionLength, str], rng: random.Random
-) -> list[Turn]:
+) -> list[QA]:
     """What it is, whether it is this or that, and captions."""
     name = with_article(picture.name)
     true_names = {picture.name, *picture.aliases}
-    found = [Turn(question, name, "name") for question in rng.sample(_WHAT, 3)]
+    found = [QA(question, name, "name") for question in rng.sample(_WHAT, 3)]
     found += [_exists(name, "yes", rng) for name in (picture.name, rng.choice(sorted(true_names)))]
     near = [other.name for other in rng.sample(list(others), 60) if other.category == picture.category]
     for wrong in rng.sample(near, min(1, len(near))) + [rng.choice(others).name]:
         if wrong not in true_names and not set(wrong.split()) & set(picture.name.split()):
             found.append(_exists(wrong, "no", rng))
     if picture.category in _CATEGORIES:
-        found.append(Turn(f"Is it {with_article(str(picture.category))}?", "yes", "group"))
+        found.append(QA(f"Is it {with_article(str(picture.category))}?", "yes", "group"))
         wrong = rng.choice([c for c in _CATEGORIES if c not in (picture.category, "person", "face")])
-        found.append(Turn(f"Is it {with_article(wrong)}?", "no", "group"))
+        found.append(QA(f"Is it {with_article(wrong)}?", "no", "group"))
     short, normal, long = requests["short"], requests["normal"], requests["long"]
-    found.append(Turn(short, f"{name[:1].upper()}{name[1:]}.", "caption"))
-    found.append(Turn(normal, f"A drawing of {name}.", "caption"))
-    found.append(Turn(long, f"A drawing of {name}. It fills most of the picture.", "caption"))
+    found.append(QA(short, f"{name[:1].upper()}{name[1:]}.", "caption"))
+    found.append(QA(normal, f"A drawing of {name}.", "caption"))
+    found.append(QA(long, f"A drawing of {name}. It fills most of the picture.", "caption"))
     return found
 
 
-def _exists(noun: str, answer: str, rng: random.Random) -> Turn:
-    return Turn(rng.choice(_EXISTS).format(a=with_article(noun)), answer, "existence")
+def _exists(noun: str, answer: str, rng: random.Random) -> QA:
+    return QA(rng.choice(_EXISTS).format(a=with_article(noun)), answer, "existence")
 
 
 def _ground(size: int, rng: random.Random) -> Image.Image:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from projector.data import photo_facts
 from projector.data.imagenet_names import CLASSES
-from projector.data.samples import Sample, Turn
+from projector.data.samples import QA, Sample
 from vision_lm.config import PromptConfig
 from vision_lm.encoder import Features
 
@@ -66,7 +66,7 @@ class EvidenceLender:
             views.append(own)
         return np.stack(views).astype(np.float32)
 
-    def sample(self, logits: np.ndarray, count: int, rng: random.Random) -> tuple[Turn, ...]:
+    def sample(self, logits: np.ndarray, count: int, rng: random.Random) -> tuple[QA, ...]:
         """Questions and captions that are true of these logits."""
         exponent = np.exp(logits - logits.max(-1, keepdims=True))
         facts = photo_facts.photo_facts((exponent / exponent.sum(-1, keepdims=True)).mean(0))
@@ -76,7 +76,7 @@ class EvidenceLender:
             "long": self.captions.caption_long,
         }
         turns = [
-            Turn(request, photo_facts.caption(facts, length, rng), "caption")
+            QA(request, photo_facts.caption(facts, length, rng), "caption")
             for length, request in requests.items()
         ]
         return tuple(rng.sample(turns, 2) + photo_facts.questions(facts, rng, count - 2))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from projector.data.imagenet_names import CLASSES
-from projector.data.samples import Turn
+from projector.data.samples import QA
 from projector.data.scene_grammar import with_article
 
 PRESENT, ABSENT = 0.35, 0.03  # sums of probability above which a thing is there, below which it is not
@@ -74,10 +74,10 @@ def subject_of(facts: PhotoFacts) -> str:
     return "person" if facts.person > PRESENT and facts.person > facts.mass else facts.noun
 
 
-def questions(facts: PhotoFacts, rng: random.Random, count: int) -> list[Turn]:
+def questions(facts: PhotoFacts, rng: random.Random, count: int) -> list[QA]:
     """Turns about the main subject, and about things that are certainly there or certainly not."""
     subject = subject_of(facts)
-    turns = [Turn(rng.choice(WHAT), with_article(subject), "name")]
+    turns = [QA(rng.choice(WHAT), with_article(subject), "name")]
     if facts.mass > PRESENT:
         turns.append(_existence(facts.noun, "yes", rng))
         turns.append(_existence(facts.noun, "yes", rng))
@@ -92,12 +92,12 @@ def questions(facts: PhotoFacts, rng: random.Random, count: int) -> list[Turn]:
         if pool:
             turns.append(_existence(rng.choice(pool), "no", rng))
     if facts.kind and facts.mass > SURE:
-        turns.append(Turn(f"What kind of {facts.noun} is it?", with_article(facts.kind), "kind"))
+        turns.append(QA(f"What kind of {facts.noun} is it?", with_article(facts.kind), "kind"))
     if group in GROUPS and (facts.groups[group] > 0.6 or facts.groups[group] > 0.4 and rng.random() < 0.5):
-        turns.append(Turn(f"Is it {with_article(group)}?", "yes", "group"))
+        turns.append(QA(f"Is it {with_article(group)}?", "yes", "group"))
         other = rng.choice([name for name in GROUPS if name != group])
         if facts.groups.get(other, 0.0) < ABSENT:
-            turns.append(Turn(f"Is it {with_article(other)}?", "no", "group"))
+            turns.append(QA(f"Is it {with_article(other)}?", "no", "group"))
     return rng.sample(turns, min(count, len(turns)))
 
 
@@ -121,8 +121,8 @@ _EXISTS = (
 )
 
 
-def _existence(noun: str, answer: str, rng: random.Random) -> Turn:
-    return Turn(rng.choice(_EXISTS).format(a=with_article(noun)), answer, "existence")
+def _existence(noun: str, answer: str, rng: random.Random) -> QA:
+    return QA(rng.choice(_EXISTS).format(a=with_article(noun)), answer, "existence")
 
 
 def _capital(text: str) -> str:

@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeVar, get_args
 
 from projector.data.json_records import Record, iter_records
 from projector.data.samples import (
+    QA,
     BadRecords,
     Sample,
-    Turn,
     askable,
     caption_request,
     existing_images,
@@ -141,7 +141,7 @@ def _llava_sample(record: Any, root: Path, where: str) -> Sample:
         asked = text_field(messages[i], "value", f"{where}: message {i + 1}")
         tags += asked.count("<image>")
         question = askable(_IMAGE_TAG.sub(" ", asked), f"{where}: message {i + 1}")
-        turns.append(Turn(question, text_field(messages[i + 1], "value", f"{where}: message {i + 2}")))
+        turns.append(QA(question, text_field(messages[i + 1], "value", f"{where}: message {i + 2}")))
     if tags != len(images):
         raise DataError(
             f"{where}: has <image> {tags} times but names {len(images)} images; the two must be equal"
@@ -184,7 +184,7 @@ def _read_coco(path: Path, root: Path, bad: BadRecords | None) -> Iterator[Sampl
             reject(error, bad)
         else:
             requests = (caption_request(name, index) for index in range(len(listed)))
-            turns = (Turn(asked, text, "caption") for asked, (text, _) in zip(requests, listed, strict=True))
+            turns = (QA(asked, text, "caption") for asked, (text, _) in zip(requests, listed, strict=True))
             yield Sample(pictures, tuple(turns), source=where)
 
 
@@ -201,7 +201,7 @@ class _Question:
 def _read_vqav2(path: Path, annotations: Path, root: Path, bad: BadRecords | None) -> Iterator[Sample]:
     require_file(annotations)
     subset, questions = _read_questions(path, bad)
-    turns: dict[int, list[Turn]] = {}  # by image id
+    turns: dict[int, list[QA]] = {}  # by image id
     for record in iter_records(annotations):
         if record.key == "data_subtype" and record.value != subset:
             raise DataError(
@@ -224,7 +224,7 @@ def _read_vqav2(path: Path, annotations: Path, root: Path, bad: BadRecords | Non
                 )
             answer = text_field(record.value, "multiple_choice_answer", where)
             kind = _field(record.value, "answer_type", str, where)
-            turns.setdefault(image_id, []).append(Turn(asked.text, answer, kind))
+            turns.setdefault(image_id, []).append(QA(asked.text, answer, kind))
         except DataError as error:
             reject(error, bad)
     for unanswered in questions.values():

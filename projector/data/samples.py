@@ -20,7 +20,7 @@ from typing import Any
 from vision_lm.errors import DataError, RequestError
 from vision_lm.prompts import check_question
 
-CAPTION_REQUESTS = (
+CAPTION_WORDINGS = (
     "Describe the image.",
     "What is in the picture?",
     "Write a caption for this image.",
@@ -31,7 +31,7 @@ CAPTION_REQUESTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class QA:
     """A question, the answer to be learnt, and what kind of question it is (free text, for reports)."""
 
     question: str
@@ -44,7 +44,7 @@ class Sample:
     """Zero to a few pictures and at least one turn about them."""
 
     images: tuple[Path, ...]
-    turns: tuple[Turn, ...]
+    turns: tuple[QA, ...]
     linked: bool = False  # True: one dialogue, later turns see earlier ones; False: independent questions
     source: str = ""  # "file:line", perhaps with "#id", for error messages
 
@@ -78,7 +78,7 @@ class BadRecords:
 def caption_request(image_name: str, index: int = 0) -> str:
     """The request that a caption answers: fixed by the picture's file name and the caption's index."""
     start = zlib.crc32(Path(image_name).name.encode("utf-8", "surrogatepass"))
-    return CAPTION_REQUESTS[(start + index) % len(CAPTION_REQUESTS)]
+    return CAPTION_WORDINGS[(start + index) % len(CAPTION_WORDINGS)]
 
 
 def write_jsonl(path: Path | str, samples: Iterable[Sample], image_root: Path | str | None = None) -> int:
@@ -103,7 +103,7 @@ def write_jsonl(path: Path | str, samples: Iterable[Sample], image_root: Path | 
     return count
 
 
-def _turn_record(turn: Turn) -> dict[str, str]:
+def _turn_record(turn: QA) -> dict[str, str]:
     record = {"question": turn.question, "answer": turn.answer}
     return record | {"kind": turn.kind} if turn.kind else record
 
@@ -164,7 +164,7 @@ def sample_from_record(record: Any, root: Path, where: str) -> Sample:
     if "caption" in record:
         if not images:
             raise DataError(f"{where}: a caption needs an image")
-        turns = [Turn(caption_request(images[0].name), text_field(record, "caption", where), "caption")]
+        turns = [QA(caption_request(images[0].name), text_field(record, "caption", where), "caption")]
     elif "question" in record:
         turns = [_turn_from_record(record, where)]
     else:
@@ -178,14 +178,14 @@ def sample_from_record(record: Any, root: Path, where: str) -> Sample:
     return Sample(images, tuple(turns), linked, where)
 
 
-def _turn_from_record(record: Any, where: str) -> Turn:
+def _turn_from_record(record: Any, where: str) -> QA:
     if not isinstance(record, dict):
         raise DataError(f"{where}: {shown(record)} is not an object with 'question' and 'answer'")
     kind = record.get("kind", "")
     if not isinstance(kind, str):
         raise DataError(f"{where}: 'kind' is {shown(kind)}; it must be text")
     question = askable(text_field(record, "question", where), where)
-    return Turn(question, text_field(record, "answer", where), kind)
+    return QA(question, text_field(record, "answer", where), kind)
 
 
 def askable(question: str, where: str) -> str:

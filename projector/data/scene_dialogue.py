@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+from projector.data.samples import QA
 from projector.data.scene_grammar import with_article
 from projector.data.scene_presence import absent_pair
 from projector.data.scene_questions import as_typed
 from projector.data.scene_references import DIRECTIONS, OPPOSITE, clearly, describe, only_thing, the
-from projector.data.scene_vocabulary import MATERIALS, QA, Scene, Thing, materials_of, yes_or_no
+from projector.data.scene_vocabulary import MATERIALS, Scene, Thing, materials_of, yes_or_no
 
 _LONGEST = 4
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from projector.data.samples import QA
 from projector.data.scene_attributes import (
     ask_colour,
     ask_list,
@@ -21,7 +22,7 @@ from projector.data.scene_attributes import (
 from projector.data.scene_counts import ask_count
 from projector.data.scene_presence import ask_existence
 from projector.data.scene_relations import ask_compare, ask_place, ask_relation
-from projector.data.scene_vocabulary import QA, Asked, Scene
+from projector.data.scene_vocabulary import Asked, Scene
 
 Asker = Callable[[Scene, random.Random, Sequence[str]], Asked | None]
 

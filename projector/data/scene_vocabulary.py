@@ -110,15 +110,6 @@ class Sprite:
 
 
 @dataclass(frozen=True)
-class QA:
-    """One question about a picture and its one right answer, in the canonical form."""
-
-    question: str
-    answer: str
-    kind: str
-
-
-@dataclass(frozen=True)
 class Asked:
     """A question as a template ("{picture}" is filled in and the spelling varied later), with its answer."""
 

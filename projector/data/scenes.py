@@ -26,7 +26,6 @@ from projector.data.scene_vocabulary import (
     EASY_VQA_COLOURS,
     EASY_VQA_SHAPES,
     HELD_OUT_PAIRS,
-    QA,
     SHAPES,
     SIZES,
     WORDS,
@@ -38,7 +37,7 @@ from projector.data.scene_vocabulary import (
 )
 from vision_lm.errors import TrainingError
 
-__all__ = ["HELD_OUT_PAIRS", "QA", "Scene", "Sprite", "Thing", "caption", "compose", "dialogue", "questions"]
+__all__ = ["HELD_OUT_PAIRS", "Scene", "Sprite", "Thing", "caption", "compose", "dialogue", "questions"]
 
 HeldOut = Literal["avoid", "require", "ignore"]
 Box = tuple[float, float, float, float]  # pixels: x0, y0, x1, y1

@@ -9,7 +9,7 @@ import yaml
 from accelerate import Accelerator
 from PIL import Image
 
-from projector.data.samples import Sample, Turn, write_jsonl
+from projector.data.samples import QA, Sample, write_jsonl
 from projector.recipe import Recipe, Source
 from projector.train import Run
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
@@ -22,7 +22,7 @@ def write_data(folder: Path) -> Path:
     samples = []
     for name, rgb in COLOURS.items():
         Image.new("RGB", (40, 40), rgb).save(folder / f"{name}.png")
-        turns = (Turn("What colour is it?", name), Turn("Is it red?", "yes" if name == "red" else "no"))
+        turns = (QA("What colour is it?", name), QA("Is it red?", "yes" if name == "red" else "no"))
         samples.append(Sample((folder / f"{name}.png",), turns))
     write_jsonl(folder / "train.jsonl", samples)
     return folder / "train.jsonl"

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from projector import run_state
-from projector.data.samples import Sample, Turn, write_jsonl
+from projector.data.samples import QA, Sample, write_jsonl
 from tests.projector.colour_run import write_start
 from vision_lm.checkpoint import Checkpoint, read_checkpoint
 
@@ -41,8 +41,8 @@ def folder(trunk_checkpoint: Checkpoint, tmp_path: Path) -> Path:
     samples = []
     for number in range(8):
         Image.new("RGB", (40, 40), (30 * number, 255 - 20 * number, 90)).save(tmp_path / f"{number}.png")
-        samples.append(Sample((tmp_path / f"{number}.png",), (Turn("How many?", str(number)),)))
-    samples += [Sample((), (Turn("Two plus two?", "Four."),))] * 16
+        samples.append(Sample((tmp_path / f"{number}.png",), (QA("How many?", str(number)),)))
+    samples += [Sample((), (QA("Two plus two?", "Four."),))] * 16
     write_jsonl(tmp_path / "train.jsonl", samples)
     return tmp_path
 

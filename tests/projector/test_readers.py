@@ -14,9 +14,9 @@ import pytest
 from projector.data import json_records, readers
 from projector.data.readers import BadRecords, read_samples
 from projector.data.samples import (
-    CAPTION_REQUESTS,
+    CAPTION_WORDINGS,
+    QA,
     Sample,
-    Turn,
     caption_request,
     iter_jsonl,
     write_jsonl,
@@ -162,15 +162,15 @@ def test_jsonl_lines_become_samples(folder: Path) -> None:
     path = _write(folder, "jsonl", JSONL)
     a, b = folder / "a.png", folder / "b.png"
     assert _read(path) == [
-        Sample((a,), (Turn("What is it?", "A cube."),), False, f"{path}:1"),
-        Sample((), (Turn("Two plus two?", "Four."),), False, f"{path}:2"),
+        Sample((a,), (QA("What is it?", "A cube."),), False, f"{path}:1"),
+        Sample((), (QA("Two plus two?", "Four."),), False, f"{path}:2"),
         Sample(
             (a, b),
-            (Turn("Which is red?", "the first", "colour"), Turn("And blue?", "neither")),
+            (QA("Which is red?", "the first", "colour"), QA("And blue?", "neither")),
             True,
             f"{path}:3",
         ),
-        Sample((b,), (Turn(caption_request("b.png"), "A red cube.", "caption"),), False, f"{path}:4"),
+        Sample((b,), (QA(caption_request("b.png"), "A red cube.", "caption"),), False, f"{path}:4"),
     ]
 
 
@@ -178,15 +178,15 @@ def test_llava_conversations_become_dialogues(folder: Path) -> None:
     """Image tags leave the text, turns are linked, text-only and several-image records are read."""
     path = _write(folder, "llava", LLAVA)
     turns = (
-        Turn("What are the colors of the bus?", "The bus is white and red."),
-        Turn("Is it moving?", "It is parked."),
+        QA("What are the colors of the bus?", "The bus is white and red."),
+        QA("Is it moving?", "It is parked."),
     )
     assert _read(path) == [
         Sample((folder / "coco/train2017/000000033471.jpg",), turns, True, f"{path}:1#000000033471"),
-        Sample((), (Turn("Name a prime.", "Seven."),), True, f"{path}:1#wgByO4Y_0"),
+        Sample((), (QA("Name a prime.", "Seven."),), True, f"{path}:1#wgByO4Y_0"),
         Sample(
             (folder / "a.png", folder / "b.png"),
-            (Turn("Compare them.", "They are alike."),),
+            (QA("Compare them.", "They are alike."),),
             True,
             f"{path}:1#7",
         ),
@@ -207,7 +207,7 @@ def test_coco_captions_are_grouped_by_image(folder: Path) -> None:
     assert not restaurant.linked
     requests = [turn.question for turn in restaurant.turns]
     assert len(set(requests)) == 2
-    assert set(requests) <= set(CAPTION_REQUESTS)
+    assert set(requests) <= set(CAPTION_WORDINGS)
 
 
 def test_vqav2_questions_are_grouped_by_image(folder: Path) -> None:
@@ -217,15 +217,15 @@ def test_vqav2_questions_are_grouped_by_image(folder: Path) -> None:
         Sample(
             (folder / "COCO_train2014_000000057870.jpg",),
             (
-                Turn("What are the chairs made of?", "wicker", "other"),
-                Turn("Is this a restaurant?", "yes", "yes/no"),
+                QA("What are the chairs made of?", "wicker", "other"),
+                QA("Is this a restaurant?", "yes", "yes/no"),
             ),
             False,
             f"{path}#image_id/57870",
         ),
         Sample(
             (folder / "COCO_train2014_000000000009.jpg",),
-            (Turn("How many cookies can be seen?", "2", "number"),),
+            (QA("How many cookies can be seen?", "2", "number"),),
             False,
             f"{path}#image_id/9",
         ),
@@ -537,11 +537,9 @@ def test_a_large_file_is_never_held_whole(folder: Path, faulty: int) -> None:
 def test_written_samples_read_back(folder: Path) -> None:
     """What is written is what is read, in the same bytes each time, with paths relative to file or root."""
     samples = [
-        Sample((folder / "a.png",), (Turn("Wo?", "Über dem Würfel.\nDort.", "place"), Turn("b", "c"))),
-        Sample(
-            (folder / "coco/train2017/000000033471.jpg", folder / "b.png"), (Turn("d", "e"),), linked=True
-        ),
-        Sample((), (Turn("f", "g"),)),
+        Sample((folder / "a.png",), (QA("Wo?", "Über dem Würfel.\nDort.", "place"), QA("b", "c"))),
+        Sample((folder / "coco/train2017/000000033471.jpg", folder / "b.png"), (QA("d", "e"),), linked=True),
+        Sample((), (QA("f", "g"),)),
     ]
     (folder / "sub").mkdir()
     path = folder / "sub" / "data.jsonl"
@@ -567,5 +565,5 @@ def test_caption_requests_are_fixed_by_the_name(folder: Path) -> None:
     """The same file name asks the same in every process and folder; many names use every request."""
     assert caption_request("a.png") == "Give a short description of the image."
     assert caption_request("elsewhere/a.png") == caption_request("a.png")
-    assert {caption_request(f"{n}.png") for n in range(100)} == set(CAPTION_REQUESTS)
+    assert {caption_request(f"{n}.png") for n in range(100)} == set(CAPTION_WORDINGS)
     assert [caption_request("a.png", index) for index in range(6)] != [caption_request("a.png")] * 6

@@ -16,11 +16,10 @@ from PIL import Image
 
 from projector.data.caption_objects import hallucinated, named_things
 from projector.data.corpus import write_samples
-from projector.data.samples import Sample, Turn, iter_jsonl
+from projector.data.samples import QA, Sample, iter_jsonl
 from projector.data.scene_vocabulary import COLOURS, SHAPES, colours_on
 from projector.data.scenes import (
     HELD_OUT_PAIRS,
-    QA,
     Scene,
     Sprite,
     Thing,
@@ -458,7 +457,7 @@ def test_too_many_things_are_refused() -> None:
 @pytest.mark.parametrize(("name", "beside"), [("scenes", "dialogues"), ("pairs", "pairs_dialogues")])
 def test_dialogues_never_replace_the_questions(tmp_path: Path, name: str, beside: str) -> None:
     """A corpus file holds the independent questions, the dialogues about the same pictures stand beside it."""
-    turns = (Turn("What is it?", "a star"), Turn("And what colour is it?", "red"))
+    turns = (QA("What is it?", "a star"), QA("And what colour is it?", "red"))
     samples = [Sample((tmp_path / "a.png",), turns, linked) for linked in (False, True)]
     (tmp_path / "a.png").write_bytes(b"-")
     write_samples(tmp_path / f"{name}.jsonl", samples)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from projector.assemble import open_for_training
-from projector.data.samples import Sample, Turn
+from projector.data.samples import QA, Sample
 from projector.feature_cache import FeatureCache
 from projector.packing import IGNORED, collate, pack_sample
 from projector.recipe import Recipe, Source
@@ -32,9 +32,9 @@ def test_packed_questions_learn_as_if_alone(trunk_checkpoint: Checkpoint) -> Non
     model = open_for_training(trunk_checkpoint, Recipe("", "", (Source(""),), language_model="full"))
     prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 11)
     turns = (
-        Turn("What colour is the cube?", "red"),
-        Turn("How many cats are there?", "two cats"),
-        Turn("?", "no"),
+        QA("What colour is the cube?", "red"),
+        QA("How many cats are there?", "two cats"),
+        QA("?", "no"),
     )
     picture = torch.randn(1, 3, 96, 96)
     packed = collate([pack_sample(Sample((Path("x"),), turns), prompts, 500)])
@@ -61,7 +61,7 @@ def test_dialogue_turns_see_earlier_ones(trunk_checkpoint: Checkpoint) -> None:
     )
 
     def second_turn(first_answer: str, linked: bool) -> float:
-        sample = Sample((Path("x"),), (Turn("What is it?", first_answer), Turn("Is it red?", "no")), linked)
+        sample = Sample((Path("x"),), (QA("What is it?", first_answer), QA("Is it red?", "no")), linked)
         packed = collate([pack_sample(sample, prompts, 500)])
         labels = packed.labels.clone()
         labels[
@@ -76,7 +76,7 @@ def test_dialogue_turns_see_earlier_ones(trunk_checkpoint: Checkpoint) -> None:
 def test_an_answer_begins_within_max_tokens(trunk_checkpoint: Checkpoint) -> None:
     """A question too long to be answered gives way to the next one; a row that teaches nothing is refused."""
     prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 11)
-    long, short = Turn("Why? " * 20, "red"), Turn("What is it?", "a cube " * 50)
+    long, short = QA("Why? " * 20, "red"), QA("What is it?", "a cube " * 50)
     row = pack_sample(Sample((Path("x"),), (long, short)), prompts, 60)
     assert len(row.ids) == 60
     learnt = 60 - 11 - len(prompts.encode(prompts.config.question.format(question=short.question))) + 1
@@ -99,7 +99,7 @@ def test_a_batch_of_text_reaches_every_trained_weight(
     model = open_for_training(trunk_checkpoint, Recipe("", "", (Source(""),), **whole))
     prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 11)
     model(
-        collate([pack_sample(Sample((), (Turn("Two plus two?", "Four."),)), prompts, 500)]), None, None
+        collate([pack_sample(Sample((), (QA("Two plus two?", "Four."),)), prompts, 500)]), None, None
     ).backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
     assert not [name for name, gradient in gradients.items() if gradient is None]
