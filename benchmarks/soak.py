@@ -162,7 +162,8 @@ def soak(vlm: VisionLM, requests: int, warm_up: int, clients: int) -> Soaked:
 def with_small_image_cache(vlm: VisionLM) -> VisionLM:
     """The same model, few of whose pictures are kept: a cache that still fills is no leak, but looks like one."""
     size = vlm.prompts.tokens_per_image * vlm.config.text.hidden_size * vlm.dtype.itemsize
-    vlm.engine.images = ImageCache(PictureEncoder(vlm.encoder, vlm.projector), budget=PICTURES * size)
+    images = ImageCache(PictureEncoder(vlm.encoder, vlm.projector), budget=PICTURES * size)
+    vlm.engine.images = vlm.engine.runner.images = images
     return vlm
 
 

@@ -19,9 +19,11 @@ from vision_lm.bench.shapes import PHI_1_5, shape_config
 from vision_lm.bench.weights import counting, counting_phi
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.cli import main
+from vision_lm.engine import TorchDecoder
 from vision_lm.engine.quantize import quantised
 from vision_lm.model import VisionLM
 from vision_lm.phi import build_phi
+from vision_lm.skeleton import phi_shapes
 
 TOKENS, PICTURE, POSITIONS = (
     6,
@@ -134,6 +136,17 @@ def test_bytes_of_rounded_weights(mode: Any) -> None:
     layer = quantised(weight, None, mode, torch.float32, torch.device("cpu"))
     assert stored_bytes(weight.shape, torch.float32, mode) == layer.nbytes
     assert stored_bytes(torch.Size([128]), torch.float32, mode) == 512  # biases and norms stay
+
+
+@pytest.mark.parametrize("mode", [None, "int8", "int4"])
+def test_bytes_of_a_decoder(mode: Any) -> None:
+    """As many as the decoder says it reads, but for norms and biases, and scales of matrices that it joins."""
+    config = text_config(vocab_size=512, hidden_size=256, intermediate_size=512)
+    decoder = TorchDecoder(
+        config, counting_phi(config, torch.float32), torch.device("cpu"), torch.float32, mode
+    )
+    vectors = sum(4 * shape.numel() for shape in phi_shapes(config).values() if len(shape) == 1)
+    assert weight_bytes(config, torch.float32, mode) - vectors == pytest.approx(decoder.step_bytes, rel=0.01)
 
 
 def test_phi_1_5_streams_the_weights_that_it_is_known_for() -> None:
