@@ -11,10 +11,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import VIT, random_phi, text_config, train_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import VIT, random_phi, text_config, train_tokenizer
 from vision_lm.checkpoint import read_checkpoint
 from vision_lm.cli import main
 from vision_lm.create import create
@@ -125,6 +125,40 @@ def test_features_are_open_clips_own(clip_folder: Path, phi_folder: Path, tmp_pa
     expected = expected["image_intermediates"][0].flatten(2).transpose(1, 2)  # (1, N, Dv)
     torch.testing.assert_close(encoder.preprocess(image), preprocess(image), atol=1e-5, rtol=0)
     torch.testing.assert_close(features.patches, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_siglip_tower_is_read_as_timm_reads_it(
+    phi_folder: Path, tmp_path: Path, picture: Image.Image
+) -> None:
+    """SigLIP's layout in open_clip: a timm ViT with attention pooling. Features, and an answer."""
+    folder = tmp_path / "tiny-siglip"
+    folder.mkdir()
+    vision = {
+        "image_size": 160,
+        "timm_model_name": "test_vit3",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    }
+    model = {"embed_dim": 96, "vision_cfg": vision, "text_cfg": MODEL["text_cfg"]}
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**model).eval()
+    save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
+    settings = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model, "preprocess_cfg": settings})
+    )
+    create(str(folder), str(phi_folder), tmp_path / "out")
+    vlm = VisionLM.from_pretrained(tmp_path / "out", "cpu", "float32")
+    pixels = vlm.encoder.preprocess(picture)[None]
+    trunk: Any = clip.visual.trunk
+    with torch.no_grad():
+        hidden = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(pixels)))
+        for block in trunk.blocks[:-1]:
+            hidden = block(hidden)
+        ours = vlm.encoder(pixels).patches
+    torch.testing.assert_close(ours, hidden[:, trunk.num_prefix_tokens :], atol=1e-5, rtol=1e-4)
+    assert vlm.ask(picture, "what?", max_tokens=4).finish_reason in ("length", "stop")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -321,6 +322,32 @@ def test_an_animation_warns(vlm: VisionLM, pictures: Pictures, tmp_path: Path) -
         warnings.simplefilter("always")
         vlm.ask(path, ["what?", "how many?"], max_tokens=2)
     assert [one.category for one in caught] == [ImageWarning]
+
+
+def test_what_is_pushed_to_the_hub_is_the_model(
+    vlm: VisionLM, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The uploaded folder loads and answers as the model does; repository, privacy and token reach the hub's client."""
+    calls: list[Any] = []
+
+    class Hub:
+        def __init__(self, token: str | None) -> None:
+            calls.append(token)
+
+        def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+            calls.append((repo_id, private, exist_ok))
+            return f"https://hub.example/{repo_id}"
+
+        def upload_folder(self, *, repo_id: str, folder_path: str) -> None:
+            shutil.copytree(folder_path, tmp_path / repo_id)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert vlm.push_to_hub("me/model", private=True, token="t") == "https://hub.example/me/model"
+    assert calls == ["t", ("me/model", True, True)]
+    loaded = vision_lm.load(tmp_path / "me/model", device="cpu")
+    assert str(loaded.ask(pictures[0], "what?", max_tokens=8)) == str(
+        vlm.ask(pictures[0], "what?", max_tokens=8)
+    )
 
 
 def test_a_saved_model_answers_as_before(
