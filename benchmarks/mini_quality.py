@@ -13,7 +13,6 @@ import argparse
 import json
 import platform
 import random
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -22,29 +21,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from mini_captions import captions, photographs
 
 import vision_lm
 from projector.calibrate import calibration_error, reported_part
 from projector.data import easy_vqa
-from projector.data.caption_objects import hallucinated, named_things
-from projector.data.corpus import CAPTION_REQUESTS
+from projector.data.caption_objects import named_things
+from projector.data.corpus import HELD_OUT_STYLE
 from projector.data.pictures import load_pictures
 from projector.data.samples import iter_jsonl
-from projector.data.scenes import Scene, Thing
+from projector.data.scene_vocabulary import SHAPES
 from vision_lm.answer import Answer
 from vision_lm.model import VisionLM
-from vision_lm.prompts import CaptionLength
 
-# scikit-image's photographs, with the words of which a caption must hold one.
-PHOTOGRAPHS = {
-    "chelsea": ("cat",),
-    "coffee": ("coffee", "espresso", "cup"),
-    "rocket": ("rocket", "missile", "shuttle"),
-    "astronaut": ("person", "astronaut", "space suit"),
-}
-NOWHERE = (0.0, 0.0, 0.0, 0.0)  # the box of a thing that only counts as there
-PHOTOGRAPH_QUESTIONS = ("What is this?", "Is there a cat?", "Is there a dog?", "Is there a person?")
+# Kinds that ask about shapes and about drawings.
+MIXED = ("existence", "count", "relation", "place", "size", "compare")
 
 
 @dataclass(frozen=True)
@@ -55,6 +46,7 @@ class Item:
     question: str
     answers: frozenset[str]
     kind: str
+    about: str = ""  # "drawings" or "shapes", for kinds that ask about either
 
 
 @dataclass(frozen=True)
@@ -79,14 +71,15 @@ def main() -> None:
     arguments = parser.parse_args()
     vlm = vision_lm.load(arguments.model)
     corpus = arguments.data / "corpus"
+    names = {picture.name for picture in load_pictures(arguments.data)}
     tasks = {
         "easy-VQA test": ([_item(q) for q in easy_vqa.test()], _priors(easy_vqa.train())),
         "scenes, new seeds": (
-            questions(corpus / "held_out" / "scenes.jsonl"),
+            questions(corpus / "held_out" / "scenes.jsonl", names),
             _file_priors(corpus / "scenes.jsonl"),
         ),
         "scenes, unseen pairs": (
-            questions(corpus / "held_out" / "pairs.jsonl"),
+            questions(corpus / "held_out" / "pairs.jsonl", names),
             _file_priors(corpus / "scenes.jsonl"),
         ),
         "drawings, unseen style": (
@@ -105,7 +98,6 @@ def main() -> None:
         scores = measure(vlm, items, priors)
         report[name] = [asdict(score) for score in scores]
         _print_table(name, scores)
-    names = {picture.name for picture in load_pictures(arguments.data)}
     report["captions"] = captions(vlm, corpus / "held_out" / "scenes.jsonl", names, arguments.limit or 1000)
     print("captions:", report["captions"])
     report["photographs"] = photographs(vlm)
@@ -123,7 +115,8 @@ def measure(vlm: VisionLM, items: Sequence[Item], priors: dict[str, str] | None)
     for item, reply in zip(items, replies, strict=True):
         if not isinstance(reply, Answer):
             raise reply
-        for kind in (item.kind, "all"):
+        finer = [f"{item.kind}, of {item.about}"] if item.about else []
+        for kind in (item.kind, *finer, "all"):
             right[kind].append(plain(reply.text) in item.answers)
             sure[kind].append(reply.confidence)
             if priors is not None:
@@ -145,66 +138,28 @@ def interval(right: Sequence[bool]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def captions(
-    vlm: VisionLM, path: Path, names: Collection[str], limit: int
-) -> dict[CaptionLength, dict[str, float]]:
-    """Of the objects that captions name, the share that is there; of those that are there, the share that is named.
-
-    An object is a shape with its colour, or one of `names`, every cut-out that there is. What is there is read from
-    the normal training caption, which names everything.
-    """
-    samples = [s for s in reported_part(list(iter_jsonl(path))) if any(t.kind == "caption" for t in s.turns)][
-        :limit
-    ]
-    truths = [
-        named_things(next(t.answer for t in s.turns if t.question == CAPTION_REQUESTS["normal"]), names)
-        for s in samples
-    ]
-    result = {}
-    for length in CAPTION_REQUESTS:
-        replies = vlm.caption([sample.images[0] for sample in samples], length=length)
-        named = wrong = there = found = 0
-        for reply, truth in zip(replies, truths, strict=True):
-            if not isinstance(reply, Answer):
-                raise reply
-            things = tuple(Thing(t.noun, t.colour, "", None, NOWHERE) for t in truth for _ in range(t.count))
-            said = hallucinated(reply.text, Scene(things, "white", None), names)
-            named, wrong = named + said[0], wrong + said[1]
-            mentioned = {(t.colour, t.noun) for t in named_things(reply.text, names)}
-            there += len(things)
-            found += sum((thing.colour, thing.noun) in mentioned for thing in things)
-        result[length] = {"named": named, "true": 1 - wrong / max(named, 1), "recall": found / max(there, 1)}
-    return result
-
-
-def photographs(vlm: VisionLM) -> dict[str, dict[str, object]]:
-    """What is said of scikit-image's photographs, and whether the first caption names what is there."""
-    from skimage import data
-
-    result: dict[str, dict[str, object]] = {}
-    for name, words in PHOTOGRAPHS.items():
-        image = Image.fromarray(getattr(data, name)())
-        said = {length: str(vlm.caption(image, length=length)) for length in CAPTION_REQUESTS}
-        named = {
-            length: any(re.search(rf"\b{word}\b", text.lower()) for word in words)
-            for length, text in said.items()
-        }
-        asked = {question: str(vlm.ask(image, question)) for question in PHOTOGRAPH_QUESTIONS}
-        result[name] = {"said": said, "named": named, "answers": asked}
-    return result
-
-
 def _item(question: easy_vqa.Question) -> Item:
     return Item(Path(question.image), question.question, frozenset([question.answer]), question.kind)
 
 
-def questions(path: Path) -> list[Item]:
+def questions(path: Path, names: Collection[str] = ()) -> list[Item]:
+    """Of scenes. With the `names` of drawings, each says whether it or its answer names one."""
     return [
-        Item(sample.images[0], turn.question, frozenset([plain(turn.answer)]), turn.kind)
+        Item(
+            sample.images[0],
+            turn.question,
+            frozenset([plain(turn.answer)]),
+            turn.kind,
+            about(f"{turn.question} {turn.answer}", names) if turn.kind in MIXED else "",
+        )
         for sample in reported_part(list(iter_jsonl(path)))
         for turn in sample.turns
         if turn.kind != "caption"
     ]
+
+
+def about(text: str, names: Collection[str]) -> str:
+    return "drawings" if any(thing.noun not in SHAPES for thing in named_things(text, names)) else "shapes"
 
 
 def held_out_names(data: Path, path: Path) -> list[Item]:
@@ -213,7 +168,7 @@ def held_out_names(data: Path, path: Path) -> list[Item]:
     aliases: dict[str, set[str]] = defaultdict(set)
     for picture in pictures:
         aliases[picture.name] |= {picture.name, *picture.aliases}
-    trained = {picture.name for picture in pictures if picture.style != "fluent-flat"}
+    trained = {picture.name for picture in pictures if picture.style != HELD_OUT_STYLE}
     items = []
     for sample in reported_part(list(iter_jsonl(path))):
         name = _bare(next(turn.answer for turn in sample.turns if turn.kind == "name"))
