@@ -164,7 +164,7 @@ def main() -> None:
         parser.error(f"--shapes: {min(unknown)!r} is unknown; give some of {', '.join(SHAPES)}")
     device = choose_device(options.device)
     machine = Machine.of(device)
-    print(f"{machine.device}, {machine.threads} threads; {machine.versions}; {machine.date}")
+    print(f"{machine.device}, {machine.threads} threads; {machine.packages}; {machine.date}")
     print(
         f"prompts of {options.prompt} tokens; 'ours' is how many times faster our engine decodes than this one\n"
         f"{'shape':<9}{'batch':>5}  {'engine':<32}{'first s':>9}{'step ms':>9}{'tokens/s':>10}{'ours':>7}{'of read':>9}"

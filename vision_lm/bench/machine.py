@@ -51,6 +51,11 @@ class Machine:
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
 
+    @property
+    def packages(self) -> str:
+        """The versions in a line."""
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items())
+
 
 @dataclass(frozen=True)
 class Bandwidth:

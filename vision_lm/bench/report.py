@@ -66,7 +66,6 @@ class Report:
         model, latency, roofline, memory = self.model, self.latency, self.roofline, self.memory
         kind = model.dtype if model.quantize is None else f"{model.quantize} weights, {model.dtype}"
         text = model.prompt_tokens - model.image_tokens
-        versions = ", ".join(f"{name} {version}" for name, version in self.machine.versions.items())
         cuda = "" if memory.peak_cuda is None else f", {gigabytes(memory.peak_cuda)} of the GPU's"
         again = latency.first_token_same_picture_s / latency.first_token_s
         rows = {
@@ -81,7 +80,7 @@ class Report:
         }
         lines = [
             f"{model.name}, {model.parameters / 1e6:,.1f} M parameters, {kind}",
-            f"{self.machine.device}, {self.machine.threads} threads; {versions}; {self.machine.date}",
+            f"{self.machine.device}, {self.machine.threads} threads; {self.machine.packages}; {self.machine.date}",
             "",
             *(f"{name:<13}{row}" for name, row in rows.items()),
             "",
