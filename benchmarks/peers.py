@@ -167,7 +167,7 @@ def main() -> None:
     print(f"{machine.device}, {machine.threads} threads; {machine.packages}; {machine.date}")
     print(
         f"prompts of {options.prompt} tokens; 'ours' is how many times faster our engine decodes than this one\n"
-        f"{'shape':<9}{'batch':>5}  {'engine':<32}{'first s':>9}{'step ms':>9}{'tokens/s':>10}{'ours':>7}{'of read':>9}"
+        f"{'shape':<9}{'batch':>5}  {'engine':<32}{'first s':>9}{'step ms':>9}{'tokens/s':>10}{'ours':>9}{'of read':>9}"
     )
     found: list[Row] = []
     for shape in shapes:
@@ -178,7 +178,7 @@ def main() -> None:
                 found.append(row)
                 print(
                     f"{row.shape:<9}{row.batch:>5}  {row.engine:<32}{row.first_token_s:>9.3f}{row.step_s * 1e3:>9.2f}"
-                    f"{row.decode_tokens_per_second:>10.1f}{row.ours_is_faster:>6.2f}x{row.roofline_share:>9.0%}",
+                    f"{row.decode_tokens_per_second:>10.1f}{row.ours_is_faster:>8.2f}x{row.roofline_share:>9.0%}",
                     flush=True,
                 )
             torch.compiler.reset()  # one batch's models and graphs are gone before the next one's are made
