@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,9 +101,7 @@ class Meter:
 
     def engine_time(self) -> EngineTime:
         """So far, once the engine is idle: it counts a step only after it has handed out the step's tokens."""
-        for thread in threading.enumerate():
-            if thread.name == "vision-lm engine":
-                thread.join()
+        self.vlm.engine.wait()
         stats = self.vlm.engine.stats
         return EngineTime(stats.busy_seconds, stats.forward_seconds)
 

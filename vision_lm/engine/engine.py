@@ -135,6 +135,13 @@ class Engine:
         tickets = [self.submit(*pair) for pair in zip(prompts, settings, strict=True)]
         return [ticket.result() for ticket in tickets]
 
+    def wait(self) -> None:
+        """Until nothing is under way and `stats` are complete."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
     def _serve(self) -> None:
         """The loop, while there is work."""
         while True:

@@ -42,6 +42,10 @@ class Runner:
             ]
             logits.append(self.decoder.prefill(self._embeddings(prompts), chunks, self.cache))
         complete = [span.request for span in (*decoding, *prompts) if span.complete]
+        if (
+            self.decoder.device.type == "cuda"
+        ):  # choosing a token would wait anyway, but that is not the model's time
+            torch.cuda.current_stream(self.decoder.device).synchronize()
         return complete, torch.cat(logits) if complete else None
 
     @torch.inference_mode()
