@@ -44,7 +44,7 @@ class TestKernels:
     ) -> None:
         bench = Bench.of(config, lengths, dtype, bits)
         bench.scratch.hidden.normal_(generator=torch.Generator().manual_seed(1)).mul_(3).add_(1)
-        before = bench.keys.clone(), bench.values.clone()
+        before = bench.cache.clone()
         bench.run(Emulator(bench.shape), [bench.launches()[3]])  # layer 1
         scale = torch.log2(torch.tensor(torch.e)) / config.head_dim**0.5
         new = []
@@ -53,12 +53,13 @@ class TestKernels:
             queries, key, value, activated = project64(config, bench.truth, 1, hidden, length)
             close(bench.scratch.queries[row], queries.flatten() * scale)
             close(bench.scratch.activated[row], activated)
-            new.append(slot := int(bench.slots(row, length + 1)[-1]))
-            for cache, expected in ((bench.keys, key), (bench.values, value)):
-                torch.testing.assert_close(cache[1, slot].double(), expected, rtol=2**-8, atol=1e-3)
-        for cache, old in zip((bench.keys, bench.values), before, strict=True):  # nothing else has changed
-            cache[1, new] = old[1, new]
-            assert torch.equal(cache.view(torch.int16), old.view(torch.int16))
+            new.append(bench.slots(row, length + 1)[-1:])
+            for actual, expected in zip(bench.kept(1, new[-1]), (key, value), strict=True):
+                torch.testing.assert_close(actual[0], expected, rtol=2**-8, atol=1e-3)
+        bench.cache[1][:, torch.cat(new)] = before[1][:, torch.cat(new)]
+        assert torch.equal(bench.cache.view(torch.int16), before.view(torch.int16)), (
+            "nothing else has changed"
+        )
 
     def test_k2_attends_and_adds_to_the_residual(
         self, config: TextConfig, lengths: list[int], dtype: torch.dtype, bits: int
@@ -75,7 +76,7 @@ class TestKernels:
         for row, length in live(bench):
             slots = bench.slots(row, length + 1)
             queries = (s.queries[row] / scale).double().reshape(-1, config.head_dim)
-            attended = attend64(queries, bench.keys[1, slots].double(), bench.values[1, slots].double())
+            attended = attend64(queries, *bench.kept(1, slots))
             close(s.attended[row], attended)
             close(
                 s.hidden[row],
@@ -131,9 +132,7 @@ def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_blocks(blocks
     together.run(Emulator(together.shape), together.launches(), seed=1)
     alone = Bench.of(PHI_1_5, lengths[:1], blocks=blocks, pages=together.inputs.table.shape[1])
     alone.inputs.table[0] = together.inputs.table[0]
-    old = together.keys.shape[1]
-    alone = dataclasses.replace(alone, keys=together.keys.clone(), values=together.values.clone())
-    assert alone.keys.shape[1] == old
+    alone = dataclasses.replace(alone, cache=together.cache.clone())
     alone.inputs.ids[0] = together.inputs.ids[0]
     alone.run(Emulator(alone.shape), alone.launches(), seed=2)
     assert together.inputs.logits is not None and alone.inputs.logits is not None

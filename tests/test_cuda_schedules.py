@@ -25,7 +25,7 @@ def test_every_schedule_gives_the_same_bits() -> None:
         assert again.inputs.logits is not None and first.inputs.logits is not None
         assert torch.equal(again.inputs.logits[:3], first.inputs.logits[:3])
         assert torch.equal(again.inputs.next, first.inputs.next)
-        assert torch.equal(again.keys.view(torch.int16), first.keys.view(torch.int16))
+        assert torch.equal(again.cache.view(torch.int16), first.cache.view(torch.int16))
 
 
 MUTANTS = [

@@ -104,8 +104,7 @@ class Bench:
     truth: Weights  # float64, as stored
     inputs: Inputs
     scratch: Scratch
-    keys: Tensor  # (L, slots, Hkv, hd)
-    values: Tensor
+    cache: Tensor  # (L, 2 Hkv, slots, hd): keys, then values
     blocks: int
 
     @classmethod
@@ -132,8 +131,8 @@ class Bench:
         table = torch.full((batch, pages), -1, dtype=torch.int32)
         table[:live] = order[: live * pages].reshape(live, pages)
         slots = (live * pages + 3) * PAGE
-        cache = (config.num_hidden_layers, slots, config.num_key_value_heads, config.head_dim)
-        keys, values = (torch.full(cache, float("nan"), dtype=dtype) for _ in range(2))
+        size = (config.num_hidden_layers, 2 * config.num_key_value_heads, slots, config.head_dim)
+        cache = torch.full(size, float("nan"), dtype=dtype)
         bench = cls(
             config=config,
             shape=shape,
@@ -148,15 +147,13 @@ class Bench:
                 logprobs=torch.full((batch,), float("nan")),
             ),
             scratch=Scratch.of(shape, pages, blocks, torch.device("cpu")),
-            keys=keys,
-            values=values,
+            cache=cache,
             blocks=blocks,
         )
         for row, length in enumerate(lengths):
             slots_of_row = bench.slots(row, length)
-            for tensor in (keys, values):
-                filling = torch.randn(tensor[:, slots_of_row].shape, generator=random)
-                tensor[:, slots_of_row] = filling.to(dtype)
+            filling = torch.randn(cache[:, :, slots_of_row].shape, generator=random)
+            cache[:, :, slots_of_row] = filling.to(dtype)
         bench.poison()
         return bench
 
@@ -164,6 +161,11 @@ class Bench:
         """The cache slots of a row's first tokens."""
         positions = torch.arange(length)
         return self.inputs.table[row, positions // PAGE].long() * PAGE + positions % PAGE
+
+    def kept(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (T, Hkv, hd) at some slots, in float64."""
+        keys, values = self.cache[layer][:, slots].double().transpose(0, 1).chunk(2, dim=1)
+        return keys, values
 
     def poison(self) -> None:
         """Nothing that a step hands on may come from before it."""
@@ -181,12 +183,12 @@ class Bench:
             constant += [matrix.rows] if matrix.scales is None else [matrix.rows, matrix.scales]
         s, i = self.scratch, self.inputs
         variable = [s.hidden, s.queries, s.activated, s.parts, s.attended, s.best, s.counters]
-        variable += [self.keys, self.values, i.next, i.logprobs] + ([] if i.logits is None else [i.logits])
+        variable += [self.cache, i.next, i.logprobs] + ([] if i.logits is None else [i.logits])
         return Memory(constant, variable)
 
     def launches(self, persistent: bool = False) -> list[Launch]:
         s = self
-        parts = (s.shape, s.packed, s.inputs, s.scratch, s.keys, s.values, s.blocks)
+        parts = (s.shape, s.packed, s.inputs, s.scratch, s.cache, s.blocks)
         return list(step_launches(*parts, persistent))
 
     def run(self, emulator: Emulator, launches: list[Launch], seed: int = 0) -> Memory:
@@ -266,8 +268,8 @@ def step64(bench: Bench) -> Tensor:
             queries, key, value, activated = project64(config, weights, number, hidden, length)
             slots = bench.slots(row, length)
             keys, values = (
-                torch.cat([cache[number, slots].double(), new[None].to(cache.dtype).double()])
-                for cache, new in ((bench.keys, key), (bench.values, value))
+                torch.cat([kept, new[None].to(bench.cache.dtype).double()])
+                for kept, new in zip(bench.kept(number, slots), (key, value), strict=True)
             )
             hidden = mix64(weights, number, hidden, attend64(queries, keys, values), activated)
         rows.append(head64(config, weights, hidden))

@@ -39,8 +39,8 @@ DEVICE void fetch(const Step& step, const Element* cache, const Item& item, int 
     const int kv_head = item.head / (HEADS / KV_HEADS);
     for (int i = lane_index(); i < tokens * KV_CHUNKS; i += LANES) {
         const int token = i / KV_CHUNKS, chunk = i % KV_CHUNKS;
-        const long long slot = slot_of(step, item.row, item.split * SPLIT + token);
-        copy_async16(shared + token * KV_STRIDE + chunk * 16, cache + slot * KEYS + kv_head * HEAD_DIM + chunk * 8);
+        const long long place = place_of(step, item.row, item.split * SPLIT + token, kv_head);
+        copy_async16(shared + token * KV_STRIDE + chunk * 16, cache + place + chunk * 8);
     }
     commit_copies();
 }

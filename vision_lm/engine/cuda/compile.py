@@ -69,7 +69,7 @@ def _write(path: Path, code: bytes) -> None:
 
 def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else repr(error))[:200]
+    return next((line for line in lines if "error:" in line), lines[0] if lines else repr(error))[:200]
 
 
 class GpuKernels:

@@ -97,14 +97,13 @@ def step_launches(
     model: PackedModel,
     inputs: Inputs,
     scratch: Scratch,
-    keys: Tensor,
-    values: Tensor,
+    memory: Tensor,
     blocks: int,
     persistent: bool = False,
 ) -> Iterator[Launch]:
     """embed, then K1 and K2 of every layer, then K3; or all of it as one kernel.
 
-    `keys` and `values` are (L, slots, Hkv, hd).
+    `memory` is the cache's: keys, then values, (L, 2 Hkv, slots, hd).
     """
     s = scratch
     step = struct(
@@ -114,6 +113,7 @@ def step_launches(
             inputs.lengths,
             inputs.table,
             inputs.table.shape[1],
+            memory.shape[2],
             model.cosines,
             model.sines,
         ),
@@ -124,7 +124,7 @@ def step_launches(
         *(inputs.logits, s.best, inputs.next, inputs.logprobs),
     )
     layers = [
-        (w.gamma, w.beta, w.into, w.dense, w.fc2, keys[number], values[number])
+        (w.gamma, w.beta, w.into, w.dense, w.fc2, *memory[number].chunk(2))
         for number, w in enumerate(model.layers)
     ]
     if persistent:

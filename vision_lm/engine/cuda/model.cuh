@@ -32,8 +32,8 @@ struct Layer {
     Matrix into;   // (INTO_ROWS, HIDDEN); q's and k's rows are in rotary pairs
     Matrix dense;  // (HIDDEN, QUERIES); its bias is dense's and fc2's together
     Matrix fc2;    // (HIDDEN, FFN)
-    Element* keys;    // (slots, KV_HEADS, HEAD_DIM)
-    Element* values;  // (slots, KV_HEADS, HEAD_DIM)
+    Element* keys;    // (KV_HEADS, slots, HEAD_DIM)
+    Element* values;  // (KV_HEADS, slots, HEAD_DIM)
 };
 // One decoding step.
 struct Step {
@@ -42,6 +42,7 @@ struct Step {
     const int* lengths;    // (count) tokens in the cache; below 0 the row is empty
     const int* table;      // (count, pages)
     long long pages;
+    long long slots;       // of the cache
     const float* cosines;  // (positions, ROTARY/2)
     const float* sines;
     float* hidden;       // (count, HIDDEN) the residual
@@ -70,8 +71,10 @@ DEVICE bool streams() { return warp_index() < WARPS; }
 DEVICE void sync_streamers() { sync_threads<1, STREAMERS>(); }
 DEVICE void sync_block() { sync_threads<0, THREADS>(); }
 DEVICE int splits_of(int length) { return length < 0 ? 0 : length / SPLIT + 1; }  // of length + 1 tokens
-DEVICE long long slot_of(const Step& step, int row, int position) {
-    return static_cast<long long>(step.table[row * step.pages + position / PAGE]) * PAGE + position % PAGE;
+// Where a head's key or value of one token starts in the cache.
+DEVICE long long place_of(const Step& step, int row, int position, int kv_head) {
+    const int page = step.table[row * step.pages + position / PAGE];
+    return (kv_head * step.slots + static_cast<long long>(page) * PAGE + position % PAGE) * HEAD_DIM;
 }
 
 template <class T>

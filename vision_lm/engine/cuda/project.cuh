@@ -50,9 +50,10 @@ DEVICE void finish_row(const Layer& layer, const Step& step, int pair, int r, in
         if (head < HEADS)
             store(step.queries + row * QUERIES + head * HEAD_DIM + dim, sum * (LOG2E * QUERY_SCALE));
         else
-            store(layer.keys + slot_of(step, row, length) * KEYS + (head - HEADS) * HEAD_DIM + dim, to_element(sum));
+            store(layer.keys + place_of(step, row, length, head - HEADS) + dim, to_element(sum));
     } else if (out < QUERIES + 2 * KEYS) {
-        store(layer.values + slot_of(step, row, length) * KEYS + (out - QUERIES - KEYS), to_element(sum));
+        const int value = out - QUERIES - KEYS;
+        store(layer.values + place_of(step, row, length, value / HEAD_DIM) + value % HEAD_DIM, to_element(sum));
     } else {
         store(step.activated + row * FFN + (out - QUERIES - 2 * KEYS), gelu(sum));
     }

@@ -1,0 +1,178 @@
+"""The decoder's own Python over emulated kernels: PhiForCausalLM's tokens, any batch, large batches."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PhiForCausalLM
+
+from tests.emulator.emulator import EmulatedKernels, Emulator
+from tests.emulator.model import PHI_1_5, PHI_2, Bench, as_stored, random_weights
+from vision_lm.config import TextConfig
+from vision_lm.engine.cuda.bucket import Draws
+from vision_lm.engine.cuda.decoder import CudaDecoder, Limits
+from vision_lm.engine.cuda.errors import CudaDecoderError
+from vision_lm.engine.cuda.shape import BUCKETS, PAGE, Shape
+from vision_lm.engine.kv_cache import KVCache
+from vision_lm.engine.sampling import Row, Sampling, choose
+from vision_lm.phi import build_phi
+
+CPU = torch.device("cpu")
+SMALL = Limits(blocks=2, shared=100 * 1024)  # an RTX 4090's
+PROMPTS = [[5, 9, 2, 61, 17], list(range(20, 38)), [3]]
+
+
+def decoder_of(config: TextConfig, dtype: torch.dtype, bits: int = 16) -> CudaDecoder:
+    return CudaDecoder(config, random_weights(config), CPU, dtype, bits, EmulatedKernels, SMALL)  # type: ignore[arg-type]
+
+
+def oracle(config: TextConfig, dtype: torch.dtype, bits: int = 16) -> PhiForCausalLM:
+    phi = build_phi(config).double().eval()
+    phi.load_state_dict(as_stored(random_weights(config), dtype, bits))  # type: ignore[arg-type]
+    return phi
+
+
+@dataclasses.dataclass
+class Streams:
+    """Sequences that decode together; each has pages of its own, scattered over the cache."""
+
+    decoder: CudaDecoder
+    cache: KVCache
+    table: Tensor  # (B, P)
+    lengths: Tensor  # (B,)
+
+    @classmethod
+    def of(cls, decoder: CudaDecoder, rows: int, tokens: int) -> Streams:
+        pages = -(-tokens // PAGE)
+        order = torch.randperm(rows * pages, generator=torch.Generator().manual_seed(0))
+        cache = KVCache(decoder.config, rows * pages, CPU, decoder.dtype)
+        cache.memory.fill_(float("nan"))
+        return cls(decoder, cache, order.int().reshape(rows, pages), torch.zeros(rows, dtype=torch.int32))
+
+    def prompt(self, prompts: list[list[int]]) -> list[int]:
+        """Each sequence alone, token by token -> its first own token."""
+        first = []
+        for row, prompt in enumerate(prompts):
+            for token in prompt:
+                found, _ = self.step([token], [row])
+            first.append(found[0])
+        return first
+
+    def step(self, ids: list[int], rows: list[int]) -> tuple[list[int], list[float]]:
+        found, logprobs = self.decoder.tokens(
+            torch.tensor(ids), self.lengths[rows], self.table[rows], self.cache
+        )
+        self.lengths[rows] += 1
+        return found.tolist(), logprobs.tolist()
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [(PHI_1_5, torch.float16), (PHI_2, torch.bfloat16)],
+    ids=["phi-1.5 fp16", "phi-2 bf16"],
+)
+def test_greedy_tokens_are_those_of_phi(config: TextConfig, dtype: torch.dtype) -> None:
+    prompts = PROMPTS
+    streams = Streams.of(decoder_of(config, dtype), rows=3, tokens=40)
+    tokens = [streams.prompt(prompts)]
+    for _ in range(5):
+        tokens.append(streams.step(tokens[-1], [0, 1, 2])[0])
+    phi = oracle(config, dtype)
+    for prompt, answer in zip(prompts, zip(*tokens, strict=True), strict=True):
+        expected = phi.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+        assert list(answer) == expected[0, len(prompt) :].tolist()
+
+
+def eight_rows(dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tensor], KVCache]:
+    """Inputs of a step, and a cache that it can read."""
+    bench = Bench.of(PHI_1_5, [5, 16, 0, 40, 33, 32, 17, 1], dtype)
+    cache = KVCache(PHI_1_5, 1, CPU, dtype)
+    cache.memory = bench.cache
+    return (bench.inputs.ids, bench.inputs.lengths, bench.inputs.table), cache
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_nine_rows_and_seventeen_are_single_rows(bits: int) -> None:
+    """Nine rows are two buckets'; seventeen 16-bit ones are cuBLAS's, seventeen int8 ones three buckets'."""
+    decoder = decoder_of(PHI_1_5, torch.float16, bits)
+    inputs, cache = eight_rows(torch.float16)
+    alone = torch.cat([decoder.decode(*(one[[row]] for one in inputs), cache) for row in range(8)])
+    for rows in (9, 17):
+        picked = torch.arange(rows) % 8
+        logits = decoder.decode(*(one[picked] for one in inputs), cache)
+        if rows == 17 and bits == 16:
+            torch.testing.assert_close(logits, alone[picked], rtol=1e-2, atol=5e-2)
+        else:
+            assert torch.equal(logits, alone[picked])
+
+
+@pytest.mark.parametrize("rows", [3, 9, 16])
+def test_tokens_are_drawn_from_the_logits(rows: int) -> None:
+    decoder = decoder_of(PHI_1_5, torch.float16)
+    inputs, cache = eight_rows(torch.float16)
+    picked = torch.arange(rows) % 8
+    step = tuple(one[picked] for one in inputs)
+    logits = decoder.decode(*step, cache)
+    samplings = [Sampling(1, temperature=row % 3 * 0.7, top_k=row + 2, top_p=0.9) for row in range(rows)]
+    draws = torch.rand(rows, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    settings = [
+        [one.temperature, one.top_p, one.min_p, draw] for one, draw in zip(samplings, draws, strict=True)
+    ]
+    top_k = torch.arange(rows, dtype=torch.int32) + 2
+    tokens, logprobs = decoder.tokens(*step, cache, Draws(torch.tensor(settings), top_k))
+    rows_of = [Row(one, draw) for one, draw in zip(samplings, draws, strict=True)]
+    for token, logprob, expected in zip(
+        tokens.tolist(), logprobs.tolist(), choose(logits, rows_of), strict=True
+    ):
+        assert not isinstance(expected, Exception)
+        assert token == expected.id
+        assert logprob == pytest.approx(expected.logprob, abs=1e-4)
+    likeliest, _ = decoder.tokens(*step, cache)
+    assert torch.equal(likeliest, logits.argmax(1))
+
+
+def test_what_the_kernels_are_not_made_for_is_one_error() -> None:
+    config = dataclasses.replace(PHI_1_5, num_attention_heads=2, num_key_value_heads=2)
+    with pytest.raises(CudaDecoderError, match="head size 128"):
+        decoder_of(config, torch.bfloat16)
+    with pytest.raises(CudaDecoderError, match="float32"):
+        decoder_of(PHI_1_5, torch.float32)
+    with pytest.raises(CudaDecoderError, match="needs? an NVIDIA GPU"):
+        CudaDecoder(PHI_1_5, {}, CPU, torch.bfloat16)
+    with pytest.raises(CudaDecoderError, match="shared memory"):
+        Shape.of(PHI_1_5, torch.bfloat16, batch=8).fitting(blocks=2, shared=20_000)
+
+
+def test_shared_memory_is_what_the_kernels_count() -> None:
+    for bits, batch in ((16, 1), (16, 8), (4, 2)):
+        shape = dataclasses.replace(Shape.of(PHI_2, torch.bfloat16, bits, batch), warps=2, attention_warps=1)  # type: ignore[arg-type]
+        emulator = Emulator(shape)
+        assert shape.project_bytes == emulator.constant("PROJECT_BYTES")
+        assert shape.sample_bytes == emulator.constant("SAMPLE_BYTES")
+        assert shape.choose_bytes == emulator.constant("HEAD_BYTES")
+        pairs = -(-shape.hidden // 2 // 3)
+        assert shape.mix_bytes(3) == emulator.constant("MIX_BYTES") + pairs * emulator.constant(
+            "sums_bytes(1)"
+        )
+
+
+def test_real_shapes_fit_the_gpus_they_are_for() -> None:
+    for hidden, ffn, heads in ((256, 1024, 4), (2048, 8192, 32), (2560, 10240, 32)):
+        config = dataclasses.replace(
+            PHI_1_5,
+            hidden_size=hidden,
+            intermediate_size=ffn,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+        )
+        for limits in (
+            Limits(132, 227 << 10),
+            Limits(108, 163 << 10),
+            Limits(128, 99 << 10),
+        ):  # H100, A100, RTX 4090
+            for bits in (16, 8, 4):
+                for batch in BUCKETS:
+                    Shape.of(config, torch.bfloat16, bits, batch).fitting(limits.blocks, limits.shared)  # type: ignore[arg-type]
