@@ -56,13 +56,13 @@ class AnswerWriter:
 
     def whole(self, generation: Generation, *, caption: bool) -> Answer:
         """The answer of a finished generation. A caption ends at a sentence and says none twice."""
-        text, reason = self._text(generation.tokens, generation.cut), generation.finish_reason
+        text, reason = self.text(generation.tokens, generation.cut), generation.finish_reason
         count = len(generation.tokens)
         if caption:
             kept, full_stop, reason = cut_caption(text, reason)
             if kept != text:
                 count = next(
-                    n for n in range(count + 1) if len(self._text(generation.tokens[:n])) >= len(kept)
+                    n for n in range(count + 1) if len(self.text(generation.tokens[:n])) >= len(kept)
                 )
             text = kept + full_stop
         logprobs = generation.logprobs[:count]
@@ -79,29 +79,50 @@ class AnswerWriter:
         self, tokens: Generator[Token, None, Generation], *, caption: bool
     ) -> Generator[str, None, Answer]:
         """The same answer while it is written; a caption by sentences, since what follows may be cut."""
-        ids: list[int] = []
-        sent = 0
+        pieces = Pieces(self, caption=caption)
         while True:
             try:
-                ids.append(next(tokens).id)
+                piece = pieces.push(next(tokens))
             except StopIteration as end:
-                answer = self.whole(end.value, caption=caption)
+                piece, answer = pieces.end(end.value)
                 break
-            text = self._text(ids)
-            end_of_piece = sentences_end(text, finished=False)[0] if caption else len(text)
-            if end_of_piece > sent:
-                yield text[sent:end_of_piece]
-                sent = end_of_piece
-        if len(answer.text) > sent:
-            yield answer.text[sent:]
+            if piece:
+                yield piece
+        if piece:
+            yield piece
         return answer
 
-    def _text(self, tokens: Sequence[int], cut: int | None = None) -> str:
+    def text(self, tokens: Sequence[int], cut: int | None = None) -> str:
         """Tokens as text up to `cut`, without blanks around it and without a character whose last bytes are still to come.
 
         So the text of the first few tokens is always the beginning of the text of all.
         """
         return self.decode(tokens)[:cut].rstrip("\ufffd").strip()
+
+
+class Pieces:
+    """One answer while it is written: a token in, the text that is certain now and was not before out."""
+
+    def __init__(self, writer: AnswerWriter, *, caption: bool) -> None:
+        self._writer, self._caption = writer, caption
+        self._ids: list[int] = []
+        self._sent = 0  # characters
+
+    def push(self, token: Token) -> str:
+        """Take the next token. Often nothing is certain yet: half a character, an unfinished sentence."""
+        self._ids.append(token.id)
+        text = self._writer.text(self._ids)
+        return self._next(text, sentences_end(text, finished=False)[0] if self._caption else len(text))
+
+    def end(self, generation: Generation) -> tuple[str, Answer]:
+        """What is still to be said, and the whole."""
+        answer = self._writer.whole(generation, caption=self._caption)
+        return self._next(answer.text, len(answer.text)), answer
+
+    def _next(self, text: str, end: int) -> str:
+        piece = text[self._sent : end]
+        self._sent = max(self._sent, end)
+        return piece
 
 
 def confidence(token_logprobs: Sequence[float], calibration: Calibration) -> float:

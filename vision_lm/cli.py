@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from vision_lm import __version__, commands
 from vision_lm.commands import complain
 from vision_lm.errors import VisionLMError
+from vision_lm.server.arguments import add_arguments as add_serve_arguments
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # exit statuses, as shells report these signals
 
@@ -158,6 +159,9 @@ def _parser() -> argparse.ArgumentParser:
         "--repeat", type=int, default=3, help="measure so many times, for the median (default: %(default)s)"
     )
     measured.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file, too")
+
+    served = command("serve", commands.serve, "answer over HTTP, to OpenAI's clients and plain ones")
+    add_serve_arguments(served)
 
     described = command("info", commands.info, "say what a checkpoint is made of")
     described.add_argument("model", metavar="MODEL", nargs="?", default="mini")

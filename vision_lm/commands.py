@@ -143,6 +143,17 @@ def bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def serve(options: argparse.Namespace) -> int:
+    """The HTTP service, until it is told to stop."""
+    from vision_lm.server import arguments
+
+    sources, settings = arguments.sources(options), arguments.settings(options)
+    with _extra("serve"):
+        from vision_lm.server.serve import serve as run
+    run(sources, options.host, options.port, settings, options.device)
+    return 0
+
+
 def info(options: argparse.Namespace) -> int:
     """What a checkpoint is made of."""
     from vision_lm.checkpoint import read_checkpoint

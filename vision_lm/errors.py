@@ -11,6 +11,14 @@ class ImageError(VisionLMError):
     """A picture that cannot be opened, or that is over a limit."""
 
 
+class UnsupportedImageError(ImageError):
+    """Data that is no picture, or a picture of a kind that is not read."""
+
+
+class ImageTooLargeError(ImageError):
+    """A picture of more bytes or pixels than allowed."""
+
+
 class RequestError(VisionLMError):
     """A question, prompt or sampling setting that cannot be answered."""
 

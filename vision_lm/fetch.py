@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
-from vision_lm.errors import ImageError
+from vision_lm.errors import ImageError, ImageTooLargeError
 
 Resolve = Callable[[str, int], list[str]]  # host, port -> the addresses that may be connected to
 
@@ -160,7 +160,7 @@ def _read_body(response: http.client.HTTPResponse, name: str, max_bytes: int, de
         while len(body) <= max_bytes and (piece := response.read1(65_536)):
             body += piece
     if max(declared, len(body)) > max_bytes:
-        raise ImageError(f"{name}: larger than allowed: {max_bytes:,} bytes; give a smaller picture")
+        raise ImageTooLargeError(f"{name}: larger than allowed: {max_bytes:,} bytes; give a smaller picture")
     if time.monotonic() >= deadline:
         raise TimeoutError  # where the length is not known, the cut-off looks like the end
     if len(body) < declared:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
 
-from vision_lm.errors import ImageError
+from vision_lm.errors import ImageError, ImageTooLargeError, UnsupportedImageError
 from vision_lm.upright_rgb import eight_bit, upright_rgb
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _name(source: object) -> str:
 def _check_bytes(count: int, name: str, limits: ImageLimits) -> None:
     if count > limits.max_bytes:
         allowed = f"{limits.max_bytes:,} bytes (scale it down, or raise ImageLimits.max_bytes)"
-        raise ImageError(f"{name}: {count:,} bytes is too large; allowed: {allowed}")
+        raise ImageTooLargeError(f"{name}: {count:,} bytes is too large; allowed: {allowed}")
 
 
 def _check_size(size: tuple[int, int], name: str, limits: ImageLimits) -> None:
@@ -135,7 +135,7 @@ def _check_size(size: tuple[int, int], name: str, limits: ImageLimits) -> None:
         raise ImageError(f"{name}: {size[0]} x {size[1]} pixels is empty; give at least 1 x 1")
     if size[0] * size[1] > pixels or max(size) > limits.max_side:
         allowed = f"{pixels:,} pixels, {limits.max_side:,} a side (scale it down, or raise ImageLimits)"
-        raise ImageError(f"{name}: {size[0]:,} x {size[1]:,} pixels is too large; allowed: {allowed}")
+        raise ImageTooLargeError(f"{name}: {size[0]:,} x {size[1]:,} pixels is too large; allowed: {allowed}")
 
 
 def _read_file(source: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes:
@@ -211,7 +211,9 @@ def _format(start: bytes, name: str) -> str:
             return kind
     matches = (kind for kind, signature in _NOT_ALLOWED.items() if re.match(signature, start, re.DOTALL))
     found = next(matches, f"unknown data (it starts with the bytes {start[:4].hex(' ')})")
-    raise ImageError(f"{name}: this is {found}, not a picture that can be read; allowed: {_ALLOWED}")
+    raise UnsupportedImageError(
+        f"{name}: this is {found}, not a picture that can be read; allowed: {_ALLOWED}"
+    )
 
 
 def _gif_size(data: bytes) -> tuple[int, int]:

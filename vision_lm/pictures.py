@@ -13,7 +13,7 @@ from torch import Tensor
 
 from projector.module import Projector
 from vision_lm.encoder import ImageEncoder
-from vision_lm.images import ImageSource, open_image
+from vision_lm.images import ImageLimits, ImageSource, open_image
 
 KEPT = 64  # pictures remembered from one part of a long list to the next
 
@@ -29,16 +29,22 @@ class Picture:
 class Pictures:
     """The pictures of one call, each source opened once."""
 
-    def __init__(self, encoder: ImageEncoder, allow_url_hosts: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        allow_url_hosts: Collection[str] = (),
+        limits: ImageLimits = ImageLimits(),
+    ) -> None:
         self.encoder = encoder
         self.allow_url_hosts = allow_url_hosts
+        self.limits = limits
         self._opened: dict[Any, tuple[ImageSource, Picture]] = {}
 
     def open(self, source: ImageSource) -> Picture:
         """Read a picture and bring it to the encoder's size. Raises ImageError."""
         key = source if isinstance(source, (str, bytes, os.PathLike)) else id(source)
         if key not in self._opened:
-            image = open_image(source, allow_url_hosts=self.allow_url_hosts)
+            image = open_image(source, limits=self.limits, allow_url_hosts=self.allow_url_hosts)
             pixels = self.encoder.preprocess(image)
             digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
             self._opened[key] = (

@@ -1,0 +1,134 @@
+"""The command line of `vision-lm serve`. Imports nothing heavy: `--help` stays instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from vision_lm.errors import VisionLMError
+from vision_lm.server.settings import Settings
+
+KEY_VARIABLE = "VISION_LM_API_KEY"
+LIMITS = {
+    "max_queue": "answers under way or waiting at once; beyond it 429",
+    "max_body_bytes": "of a request",
+    "max_images": "of a request",
+    "max_pixels": "of an image, width x height",
+    "max_tokens": "of an answer",
+    "timeout": "seconds for a request",
+    "drain_timeout": "seconds that running requests get after SIGTERM",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every limit of `Settings` that is worth a choice, with its default."""
+    parser.add_argument(
+        "--model",
+        dest="models",
+        metavar="NAME=PATH",
+        action="append",
+        help="serve this embedded name, folder or hub id as NAME; may be repeated (default: mini=mini)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="0: any that is free (default: %(default)s)")
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        type=Path,
+        help=f"its first line is the key that clients must send; or set the variable {KEY_VARIABLE}",
+    )
+    parser.add_argument("--api-key", type=_never, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--allow-url-host",
+        metavar="HOST",
+        action="append",
+        default=[],
+        help="fetch images given as http(s) URLs from this host (example.com, example.com:8080); may be repeated",
+    )
+    for name, meaning in LIMITS.items():
+        default = getattr(Settings, name)
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            type=_seconds if isinstance(default, float) else _count,
+            default=default,
+            metavar="N",
+            help=f"{meaning} (default: {default:,.10g})",
+        )
+
+
+def sources(options: argparse.Namespace) -> dict[str, str]:
+    """Name -> checkpoint. Raises VisionLMError."""
+    found: dict[str, str] = {}
+    for given in options.models or ["mini=mini"]:
+        name, equals, source = given.partition("=")
+        if not equals or not source or not re.fullmatch(r"[\w./:-]{1,128}", name, re.ASCII):
+            raise VisionLMError(
+                f"--model {given!r}: give NAME=PATH, NAME of letters, digits and ._-:/ (mini=mini, ours=./folder)"
+            )
+        if name in found:
+            raise VisionLMError(f"--model {name} is given twice; give each model a name of its own")
+        found[name] = source
+    return found
+
+
+def settings(options: argparse.Namespace) -> Settings:
+    """Raises VisionLMError for a key that cannot be read."""
+    limits = {name: getattr(options, name) for name in LIMITS}
+    return Settings(
+        api_key=_api_key(options.api_key_file), allow_url_hosts=tuple(options.allow_url_host), **limits
+    )
+
+
+def _api_key(file: Path | None) -> str | None:
+    """From the file, else from the environment. Never from the command line, which everyone on a machine can see."""
+    if file is None:
+        where, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE)
+        if key is None:
+            return None
+    else:
+        where = str(file)
+        try:
+            key = (file.read_text(encoding="utf-8").splitlines() or [""])[0]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise VisionLMError(
+                f"--api-key-file {file}: cannot be read ({reason}); give a text file"
+            ) from error
+    key = key.strip()
+    if not re.fullmatch(r"[\x21-\x7e]{8,}", key):
+        raise VisionLMError(
+            f"the API key in {where} is unfit; give at least 8 printable ASCII characters, no blanks"
+        )
+    return key
+
+
+def _never(_: str) -> str:
+    raise argparse.ArgumentTypeError(
+        f"everyone on this machine can read a command line; use --api-key-file or the variable {KEY_VARIABLE}"
+    )
+
+
+def _port(text: str) -> int:
+    return _number(text, 0, 65_535, "a port from 0 to 65535")
+
+
+def _count(text: str) -> int:
+    return _number(text, 1, 2**40, "a whole number of at least 1")
+
+
+def _seconds(text: str) -> float:
+    try:
+        if 0 < float(text) < 1e6:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+
+
+def _number(text: str, least: int, most: int, allowed: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+    return int(text)

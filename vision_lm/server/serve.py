@@ -1,0 +1,96 @@
+"""Run the service: take the port, load the models, answer until told to stop, and then finish what runs."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+import warnings
+from collections.abc import Mapping
+from types import FrameType
+
+import uvicorn
+
+import vision_lm
+from vision_lm.errors import VisionLMError
+from vision_lm.images import ImageWarning
+from vision_lm.server.admission import Admission
+from vision_lm.server.app import create_app
+from vision_lm.server.observe import log_to_stderr
+from vision_lm.server.settings import Settings
+
+log = logging.getLogger("vision_lm.server")
+LAST_SECONDS = 2  # for connections to close, after what runs is finished or given up
+
+
+def serve(sources: Mapping[str, str], host: str, port: int, settings: Settings, device: str = "auto") -> None:
+    """Serve checkpoints by name until SIGTERM or SIGINT. Raises VisionLMError before anything is served."""
+    listener = take_port(host, port)  # first: to load models for a port that is taken would be a waste
+    try:
+        if settings.api_key is None and not is_loopback(listener):
+            raise VisionLMError(
+                f"{host} can be reached from other machines, and no API key is set; set VISION_LM_API_KEY or "
+                "--api-key-file, or serve on 127.0.0.1"
+            )
+        models = {name: vision_lm.load(source, device) for name, source in sources.items()}
+        log_to_stderr()
+        warnings.simplefilter("ignore", ImageWarning)
+        app = create_app(models, settings)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=LAST_SECONDS,
+        )
+        server = DrainingServer(config, app.state.service.admission, settings.drain_timeout)
+        for name, vlm in models.items():
+            fields = {"model": name, "device": str(vlm.device), "trained": vlm.config.projector_trained}
+            log.info("model loaded", extra={"fields": fields})
+        address, taken_port = listener.getsockname()[:2]
+        log.info("listening", extra={"fields": {"host": address, "port": taken_port}})
+        server.run(sockets=[listener])
+    finally:
+        listener.close()
+    log.info("stopped")
+
+
+class DrainingServer(uvicorn.Server):
+    """At the first signal nothing new begins, and what runs is finished; at the second everything ends."""
+
+    def __init__(self, config: uvicorn.Config, admission: Admission, drain_timeout: float) -> None:
+        super().__init__(config)
+        self._admission, self._drain_timeout = admission, drain_timeout
+        self._deadline: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._deadline is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._deadline = time.monotonic() + self._drain_timeout
+        self._admission.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._deadline is not None and (not self._admission.taken or time.monotonic() > self._deadline):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def take_port(host: str, port: int) -> socket.socket:
+    """A bound socket, on which nobody can connect yet. Raises VisionLMError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        message = f"{host}:{port} cannot be served ({reason}); stop what uses it, or choose another --port or --host"
+        raise VisionLMError(message) from error
+    return listener
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    import ipaddress
+
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -1,0 +1,109 @@
+"""The models by name, and the one way in which a request reaches them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import Request
+
+from vision_lm.async_model import AsyncAnswer
+from vision_lm.images import ImageLimits
+from vision_lm.model import Task, VisionLM
+from vision_lm.pictures import Pictures
+from vision_lm.prompts import Turn
+from vision_lm.server.admission import Admission
+from vision_lm.server.conversation import is_remote
+from vision_lm.server.errors import ApiError
+from vision_lm.server.schemas import Usage
+from vision_lm.server.settings import Settings
+
+T = TypeVar("T")
+
+
+class Service:
+    """What every request shares."""
+
+    def __init__(self, models: Mapping[str, VisionLM], settings: Settings) -> None:
+        """`models` by name; the first answers requests that name none."""
+        self.models, self.settings = dict(models), settings
+        self.admission = Admission(settings.max_queue)
+        self.started = int(time.time())
+        self._limits = ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels)
+        self._decoding = CapacityLimiter(settings.decoders)
+        self._fetching = CapacityLimiter(settings.fetchers)
+
+    def model(self, name: str | None) -> tuple[str, VisionLM]:
+        """Raises ApiError (404), naming those there are."""
+        name = next(iter(self.models)) if name is None else name
+        if name not in self.models:
+            message = f"there is no model {name[:80]!r}; there are: {', '.join(self.models)}"
+            raise ApiError(404, message, "model_not_found", param="model")
+        return name, self.models[name]
+
+    def check_max_tokens(self, given: int | None) -> None:
+        most = self.settings.max_tokens
+        if given is not None and given > most:
+            message = f"max_tokens is {given:,}; allowed: up to {most:,}"
+            raise ApiError(400, message, "invalid_request", param="max_tokens")
+
+    async def submit(self, vlm: VisionLM, turns: list[Turn], tasks: Sequence[Task]) -> list[AsyncAnswer]:
+        """Hand a conversation to the engine, once for each task. Raises VisionLMError before it is queued.
+
+        Tokens are counted, then pictures read, in a thread: decoding is work, and fetching is waiting.
+        """
+
+        def begin() -> list[AsyncAnswer]:
+            pictures = Pictures(vlm.encoder, self.settings.allow_url_hosts, self._limits)
+            return [AsyncAnswer(vlm.submit(turns, task, pictures)) for task in tasks]
+
+        limiter = self._fetching if is_remote(turns) else self._decoding
+        return await to_thread.run_sync(begin, limiter=limiter)
+
+
+async def unless_gone(request: Request, work: Callable[[], Awaitable[T]], timeout: float) -> T:
+    """Do the work; give it up when the client hangs up, or after `timeout` seconds. Raises ApiError then."""
+    results: list[T] = []
+    failure: Exception | None = None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        group.cancel_scope.cancel()
+
+    with anyio.move_on_after(timeout):
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            try:
+                results.append(await work())
+            except Exception as error:  # raised below, where no group wraps it
+                failure = error
+            group.cancel_scope.cancel()
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            failure = None  # its traceback holds this frame: the two would keep each other, and the pictures
+    if results:
+        return results[0]
+    if gone:
+        raise ApiError(499, "the client closed the connection", "client_gone")
+    raise timed_out(timeout)
+
+
+def timed_out(timeout: float) -> ApiError:
+    message = f"the answer was not complete after {timeout:g} s; ask for fewer tokens, or try again later"
+    return ApiError(504, message, "timeout")
+
+
+def usage_of(answers: Sequence[AsyncAnswer]) -> Usage:
+    """Of finished answers to one prompt; those that never finished count as nothing."""
+    prompt = answers[0].prompt_tokens
+    completion = sum(len(one.answer.tokens) for one in answers if one.answer)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)

@@ -1,0 +1,24 @@
+"""Everything that a service can be told, with the limits that hold unless it is told otherwise."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits are checked before the work that they limit."""
+
+    api_key: str | None = field(default=None, repr=False)  # None: no key is asked for
+    allow_url_hosts: tuple[str, ...] = ()  # from which pictures given as http(s) URLs are fetched
+    max_queue: int = 256  # answers under way or waiting at once; beyond it 429
+    max_body_bytes: int = 32 * 2**20
+    max_images: int = 8  # in one request
+    max_pixels: int = 50_000_000  # of one picture, width x height
+    max_tokens: int = 1024  # of one answer
+    timeout: float = 120.0  # seconds from a request's first byte to its answer's last
+    body_timeout: float = 30.0  # seconds until the whole body is there
+    drain_timeout: float = 30.0  # seconds that running requests get when the service is told to stop
+    decoders: int = os.cpu_count() or 1  # pictures decoded at once
+    fetchers: int = 16  # requests at once whose pictures are being fetched

@@ -1,0 +1,138 @@
+"""A chat's answer as server-sent events, in OpenAI's chunks; several answers come interleaved."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal
+
+import anyio
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from vision_lm.async_model import AsyncAnswer, Piece
+from vision_lm.engine.stopping import FinishReason
+from vision_lm.model import VisionLM
+from vision_lm.server.errors import as_api_error
+from vision_lm.server.logprobs import logprobs_of
+from vision_lm.server.observe import Record
+from vision_lm.server.schemas import ChatRequest
+from vision_lm.server.service import timed_out, usage_of
+
+log = logging.getLogger("vision_lm.server")
+LAST_WORDS = 5.0  # seconds after the timeout in which a client that reads slowly may still read why
+
+
+class ChatStream(StreamingResponse):
+    """The response; when it ends, for whatever reason, so do the answers."""
+
+    def __init__(
+        self,
+        answers: Sequence[AsyncAnswer],
+        asked: ChatRequest,
+        model: str,
+        vlm: VisionLM,
+        record: Record,
+        timeout: float,
+    ) -> None:
+        headers = {
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+        }  # a proxy must not gather the pieces
+        super().__init__(self._events(), headers=headers, media_type="text/event-stream")
+        self.answers, self.asked, self.vlm, self.record, self.timeout = answers, asked, vlm, record, timeout
+        self.deadline = anyio.current_time() + timeout - record.elapsed
+        self.usage_wanted = bool(asked.stream_options and asked.stream_options.include_usage)
+        self.head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with anyio.move_on_after(self.deadline + LAST_WORDS - anyio.current_time()):
+                await super().__call__(scope, receive, send)
+        finally:
+            for answer in self.answers:
+                answer.cancel()
+            self.record.note(self.answers)
+
+    async def _events(self) -> AsyncIterator[str]:
+        try:
+            for index in range(len(self.answers)):
+                yield self._chunk(index, {"role": "assistant", "content": ""})
+            async for index, piece in interleaved(self.answers, self.deadline):
+                if piece is None:
+                    yield self._end(index)
+                else:
+                    yield self._chunk(index, {"content": piece.text}, piece)
+            if self.usage_wanted:
+                yield _event(self.head | {"choices": [], "usage": usage_of(self.answers).model_dump()})
+            yield "data: [DONE]\n\n"
+        except Exception as error:
+            told = timed_out(self.timeout) if isinstance(error, TimeoutError) else as_api_error(error)
+            if told.status_code == 500:
+                log.error("a stream failed", exc_info=True, extra={"fields": {"request_id": self.record.id}})
+            self.record.error = told.body.error.code
+            yield _event(told.body.model_dump())
+
+    def _chunk(self, index: int, delta: dict[str, Any], piece: Piece | None = None, **more: Any) -> str:
+        choice: dict[str, Any] = {
+            "index": index,
+            "delta": delta,
+            "logprobs": None,
+            "finish_reason": None,
+        } | more
+        if self.asked.logprobs and piece is not None:
+            choice["logprobs"] = logprobs_of(piece.tokens, self.vlm.prompts.tokenizer).model_dump()
+        chunk = self.head | {"choices": [choice]}
+        return _event(chunk | {"usage": None} if self.usage_wanted else chunk)
+
+    def _end(self, index: int) -> str:
+        answer = self.answers[index].answer
+        assert answer is not None
+        reason = openai_reason(answer.finish_reason)
+        return self._chunk(index, {}, finish_reason=reason, confidence=answer.confidence)
+
+
+async def interleaved(
+    answers: Sequence[AsyncAnswer], deadline: float
+) -> AsyncIterator[tuple[int, Piece | None]]:
+    """Each answer's pieces as they come, and None at its end. Raises what ends one early, or TimeoutError."""
+    news: asyncio.Queue[tuple[int, Piece | None] | Exception] = asyncio.Queue()
+
+    async def read(index: int) -> None:
+        try:
+            async for piece in answers[index].pieces():
+                news.put_nowait((index, piece))
+            news.put_nowait((index, None))
+        except Exception as error:
+            news.put_nowait(error)
+
+    readers = [asyncio.create_task(read(index)) for index in range(len(answers))]
+    try:
+        reading = len(answers)
+        while reading:
+            item = await asyncio.wait_for(news.get(), deadline - anyio.current_time())
+            if isinstance(item, Exception):
+                raise item
+            reading -= item[1] is None
+            yield item
+    finally:
+        for reader in readers:
+            reader.cancel()
+
+
+def openai_reason(reason: FinishReason) -> Literal["stop", "length"]:
+    """OpenAI knows no answers that loop: for its clients such a one has ended."""
+    return "length" if reason == "length" else "stop"
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
