@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import text_config
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import text_config
 from vision_lm.checkpoint import Checkpoint, expected_tensors, read_checkpoint, write_checkpoint
 from vision_lm.errors import CheckpointError
 from vision_lm.phi import build_phi

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import scripted
 from PIL import Image
 from tokenizers import Tokenizer
 
+from tests.conftest import scripted
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.cli import main
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from vision_lm.model import ANSWER_TOKENS, Task, VisionLM
 from vision_lm.prompts import Turn
@@ -123,29 +123,39 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 async def read_form(request: Request) -> tuple[dict[str, Any], bytes]:
     """A form's fields, and the bytes of the picture in it."""
+    try:
+        form = await request.form(max_files=1, max_fields=MAX_FIELDS)
+    except ValueError:  # of the parser; some versions of starlette pass it on as it is
+        raise _bad_form("the body is no valid form; send multipart/form-data with its boundary") from None
+    try:
+        return await fields_and_picture(form)
+    finally:
+        await form.close()  # with it goes the file on disk that a large upload needs
+
+
+async def fields_and_picture(form: FormData) -> tuple[dict[str, Any], bytes]:
     uploads: list[UploadFile] = []
     fields: dict[str, Any] = {}
-    async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                if name != "image":
-                    raise _bad_form(f"the file is in the field {name[:40]!r}; put it in 'image'")
-                uploads.append(value)
-            elif name in REPEATED:
-                fields.setdefault(name, []).append(value)
-            elif name in fields:
-                raise _bad_form(f"the field {name[:40]!r} stands twice; give it once")
-            else:
-                fields[name] = value
-        if not uploads:
-            raise _bad_form("there is no picture; upload a file in the field 'image'")
-        media_type = (uploads[0].content_type or "application/octet-stream").lower()
-        if not media_type.startswith(("image/", "application/octet-stream")):
-            message = (
-                f"the file's Content-Type is {media_type[:60]!r}; allowed: image/*, application/octet-stream"
-            )
-            raise ApiError(415, message, "unsupported_image", param="image")
-        return fields, await uploads[0].read()
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name != "image":
+                raise _bad_form(f"the file is in the field {name[:40]!r}; put it in 'image'")
+            uploads.append(value)
+        elif name in REPEATED:
+            fields.setdefault(name, []).append(value)
+        elif name in fields:
+            raise _bad_form(f"the field {name[:40]!r} stands twice; give it once")
+        else:
+            fields[name] = value
+    if not uploads:
+        raise _bad_form("there is no picture; upload a file in the field 'image'")
+    media_type = (uploads[0].content_type or "application/octet-stream").lower()
+    if not media_type.startswith(("image/", "application/octet-stream")):
+        message = (
+            f"the file's Content-Type is {media_type[:60]!r}; allowed: image/*, application/octet-stream"
+        )
+        raise ApiError(415, message, "unsupported_image", param="image")
+    return fields, await uploads[0].read()
 
 
 def checked(schema: type[Model], given: Any) -> Model:
