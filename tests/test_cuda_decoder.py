@@ -12,16 +12,19 @@ from transformers import PhiForCausalLM
 from tests.emulator.emulator import EmulatedKernels, Emulator
 from tests.emulator.model import PHI_1_5, PHI_2, Bench, as_stored, random_weights
 from vision_lm.config import TextConfig
+from vision_lm.engine import Engine, Limits, Prompt, TorchDecoder
 from vision_lm.engine.cuda.bucket import Draws
-from vision_lm.engine.cuda.decoder import CudaDecoder, Limits
+from vision_lm.engine.cuda.decoder import CudaDecoder
+from vision_lm.engine.cuda.decoder import Limits as GpuLimits
 from vision_lm.engine.cuda.errors import CudaDecoderError
 from vision_lm.engine.cuda.shape import BUCKETS, PAGE, Shape
+from vision_lm.engine.decoders import KernelDecoder
 from vision_lm.engine.kv_cache import KVCache
 from vision_lm.engine.sampling import Row, Sampling, choose
 from vision_lm.phi import build_phi
 
 CPU = torch.device("cpu")
-SMALL = Limits(blocks=2, shared=100 * 1024)  # an RTX 4090's
+SMALL = GpuLimits(blocks=2, shared=100 * 1024)  # an RTX 4090's
 PROMPTS = [[5, 9, 2, 61, 17], list(range(20, 38)), [3]]
 
 
@@ -169,10 +172,30 @@ def test_real_shapes_fit_the_gpus_they_are_for() -> None:
             num_key_value_heads=heads,
         )
         for limits in (
-            Limits(132, 227 << 10),
-            Limits(108, 163 << 10),
-            Limits(128, 99 << 10),
+            GpuLimits(132, 227 << 10),
+            GpuLimits(108, 163 << 10),
+            GpuLimits(128, 99 << 10),
         ):  # H100, A100, RTX 4090
             for bits in (16, 8, 4):
                 for batch in BUCKETS:
                     Shape.of(config, torch.bfloat16, bits, batch).fitting(limits.blocks, limits.shared)  # type: ignore[arg-type]
+
+
+def test_the_engine_over_the_kernels_says_what_it_says_over_torch() -> None:
+    """Prefill in torch and decode by the kernels share a cache: prompts in pieces, shared pages, preemption."""
+    weights = random_weights(PHI_1_5)
+    plain = TorchDecoder(PHI_1_5, weights, CPU, torch.bfloat16)
+    kernels = KernelDecoder(decoder_of(PHI_1_5, torch.bfloat16), weights)
+    start = list(range(3, 40))
+    prompts = [Prompt([*start, 5 + number]) for number in range(6)] + [Prompt([7, 8])]
+    answers = []
+    for decoder in (plain, kernels):
+        engine = Engine(
+            decoder, lambda _: [], image_token_id=-1, limits=Limits(running=4, chunk=16), cache_tokens=160
+        )
+        answers.append(engine.generate(prompts, Sampling(max_tokens=8)))
+        assert engine.scheduler.shared_tokens > 0
+    for ours, theirs in zip(*answers, strict=True):
+        assert ours.logprobs[0] == pytest.approx(theirs.logprobs[0], abs=0.05)
+        same = [a == b for a, b in zip(ours.tokens, theirs.tokens, strict=False)]
+        assert all(same[:2])  # bfloat16 rounds differently in the two: later tokens may part

@@ -1,5 +1,6 @@
 """The generation core: prompts in, tokens with log-probabilities out."""
 
+from vision_lm.engine.decoders import make_decoder
 from vision_lm.engine.device import choose_device, choose_dtype
 from vision_lm.engine.engine import Engine
 from vision_lm.engine.grammar import Grammars
@@ -24,4 +25,5 @@ __all__ = [
     "TorchDecoder",
     "choose_device",
     "choose_dtype",
+    "make_decoder",
 ]

@@ -1,0 +1,62 @@
+"""Which decoder a machine gets: our kernels on a GPU that can run them, and torch everywhere else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vision_lm.config import TextConfig
+from vision_lm.engine.cuda.decoder import CudaDecoder
+from vision_lm.engine.cuda.errors import CudaDecoderError
+from vision_lm.engine.cuda.shape import Bits
+from vision_lm.engine.kv_cache import KVCache
+from vision_lm.engine.quantize import Mode
+from vision_lm.engine.torch_decoder import TorchDecoder
+
+log = logging.getLogger(__name__)
+
+BITS: dict[Mode, Bits] = {None: 16, "int8": 8, "int4": 4}
+
+
+class KernelDecoder(TorchDecoder):
+    """Prefill in torch, decode by the CUDA kernels."""
+
+    def __init__(self, kernels: CudaDecoder, weights: Mapping[str, Tensor], quantize: Mode = None) -> None:
+        """`kernels` and torch compute with the same weights: PhiForCausalLM's state dict."""
+        self.kernels = kernels
+        super().__init__(kernels.config, weights, kernels.device, kernels.dtype, quantize)
+
+    @torch.inference_mode()
+    def decode(
+        self, ids: Sequence[int], lengths: Sequence[int], pages: Sequence[Sequence[int]], cache: KVCache
+    ) -> Tensor:
+        width = max(map(len, pages))
+        table = [[*row, *[row[0]] * (width - len(row))] for row in pages]  # (B, P)
+        return self.kernels.decode(
+            torch.tensor(ids, device=self.device),
+            torch.tensor(lengths, device=self.device, dtype=torch.int32),
+            torch.tensor(table, device=self.device, dtype=torch.int32),
+            cache,
+        )
+
+
+def make_decoder(
+    config: TextConfig,
+    weights: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Mode = None,
+) -> TorchDecoder:
+    """The fastest decoder for this device. Where the kernels fail, one line in the log says why."""
+    if (
+        device.type == "cuda" and quantize in BITS and dtype != torch.float32
+    ):  # which the kernels do not compute in
+        try:
+            kernels = CudaDecoder(config, weights, device, dtype, BITS[quantize])
+            return KernelDecoder(kernels, weights, quantize)
+        except CudaDecoderError as error:
+            log.warning("%s; decoding in torch", error)
+    return TorchDecoder(config, weights, device, dtype, quantize)
