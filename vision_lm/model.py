@@ -22,9 +22,9 @@ from vision_lm.engine import (
     Prompt,
     Sampling,
     Ticket,
-    TorchDecoder,
     choose_device,
     choose_dtype,
+    make_decoder,
 )
 from vision_lm.errors import RequestError, VisionLMError
 from vision_lm.images import ImageSource
@@ -102,7 +102,7 @@ class VisionLM:
         self.projector = self._filled(projector, "projector.")
         self.prompts = PromptBuilder(checkpoint.tokenizer, config.prompt, tokens_per_image)
         self.engine = Engine(
-            TorchDecoder(config.text, self._tensors("phi."), self.device, self.dtype, quantize),
+            make_decoder(config.text, self._tensors("phi."), self.device, self.dtype, quantize),
             PictureEncoder(self.encoder, self.projector),
             config.prompt.image_token_id,
             grammars=Grammars(
