@@ -29,7 +29,12 @@ import httpx
 import numpy as np
 from PIL import Image
 
-QUESTIONS = ("What is in the picture?", "What colour is it?", "How many things are there?", "Is there a cat?")
+QUESTIONS = (
+    "Describe the image.",
+    "Describe the image in detail.",
+    "What is in the picture?",
+    "Is there a cat?",
+)
 PICTURES = 32  # different ones, each asked about again and again
 
 

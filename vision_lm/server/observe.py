@@ -23,6 +23,7 @@ from vision_lm.server.metrics import Metrics
 from vision_lm.server.service import usage_of
 
 log = logging.getLogger("vision_lm.server")
+PROBED = ("/healthz", "/readyz", "/metrics")  # every few seconds, by machines
 GONE = 499  # the client closed the connection before the answer was complete
 
 
@@ -93,7 +94,8 @@ class Observer:
             if begun and not complete:
                 record.status = GONE
             self.metrics.observe(record)
-            log.info("request", extra={"fields": _fields(record)})
+            level = logging.DEBUG if record.path in PROBED else logging.INFO
+            log.log(level, "request", extra={"fields": _fields(record)})
 
 
 def request_id(headers: Mapping[str, str]) -> str:
