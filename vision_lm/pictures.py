@@ -33,11 +33,11 @@ class Pictures:
         self,
         encoder: ImageEncoder,
         allow_url_hosts: Collection[str] = (),
-        limits: ImageLimits = ImageLimits(),
+        limits: ImageLimits | None = None,
     ) -> None:
         self.encoder = encoder
         self.allow_url_hosts = allow_url_hosts
-        self.limits = limits
+        self.limits = limits or ImageLimits()
         self._opened: dict[Any, tuple[ImageSource, Picture]] = {}
 
     def open(self, source: ImageSource) -> Picture:

@@ -48,7 +48,10 @@ class Mailbox:
         with self._news:
             self._news.notify_all()
             if self._wake:
-                self._wake()
+                try:
+                    self._wake()
+                except RuntimeError:  # the reader's event loop is closed: nobody waits
+                    self._wake = None
 
 
 class Ticket:

@@ -31,7 +31,10 @@ class Limits:
     @classmethod
     def of(cls, device: torch.device) -> Limits:
         properties = torch.cuda.get_device_properties(device)
-        return cls(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+        least = properties.shared_memory_per_block
+        return cls(
+            properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", least)
+        )
 
 
 class CudaDecoder:
@@ -76,8 +79,12 @@ class CudaDecoder:
         """
         if self._large is not None and len(ids) >= LARGE:
             return self._large.logits(ids, lengths, table, cache)
-        parts = _parts(ids, lengths, table)
-        return torch.cat([self._bucket(len(part[0])).logits(*part, cache) for part in parts])
+        return torch.cat(
+            [
+                self._bucket(len(some)).logits(some, their_lengths, their_pages, cache)
+                for some, their_lengths, their_pages in _parts(ids, lengths, table)
+            ]
+        )
 
     @torch.inference_mode()
     def tokens(
@@ -93,10 +100,10 @@ class CudaDecoder:
             (ids, lengths, table) if draws is None else (ids, lengths, table, draws.settings, draws.top_k)
         )
         found = [
-            self._bucket(len(part[0])).tokens(
-                *part[:3], cache, Draws(*part[3:]) if draws is not None else None
+            self._bucket(len(some)).tokens(
+                some, their_lengths, their_pages, cache, Draws(*theirs) if theirs else None
             )
-            for part in _parts(*tensors)
+            for some, their_lengths, their_pages, *theirs in _parts(*tensors)
         ]
         tokens, logprobs = zip(*found, strict=True)
         return torch.cat(tokens), torch.cat(logprobs)

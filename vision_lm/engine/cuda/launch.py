@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -74,7 +74,10 @@ class Scratch:
         )
 
 
-def struct(*fields: Tensor | PackedMatrix | int | None) -> Struct:
+Field: TypeAlias = Tensor | PackedMatrix | int | None  # of a struct in model.cuh
+
+
+def struct(*fields: Field) -> Struct:
     """Pointers and 64-bit integers, in the order of a struct in model.cuh."""
     values: list[int] = []
     for field in fields:
@@ -123,15 +126,15 @@ def step_launches(
         *(model.gamma, model.beta, model.head, model.embedding),
         *(inputs.logits, s.best, inputs.next, inputs.logprobs),
     )
-    layers = [
+    layers: list[tuple[Field, ...]] = [
         (w.gamma, w.beta, w.into, w.dense, w.fc2, *memory[number].chunk(2))
         for number, w in enumerate(model.layers)
     ]
     if persistent:
-        fields = [field for layer in layers for field in layer]
+        every = [field for layer in layers for field in layer]
         shared = max(shape.choose_bytes, shape.mix_bytes(blocks))
         yield Launch(
-            "step_kernel", blocks, shape.threads, shared, (struct(*head_fields, *fields), step), True
+            "step_kernel", blocks, shape.threads, shared, (struct(*head_fields, *every), step), True
         )
         return
     head = struct(*head_fields)
