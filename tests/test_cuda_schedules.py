@@ -94,7 +94,7 @@ MUTANTS = [
     Mutation("the counters are not reset", "store(step.counters + i, 0u);", ";"),
     Mutation("the count of blocks is not reset", "store(step.counters + BLOCKS_DONE, 0u), ", ""),
     Mutation("the wrong page", "position / PAGE]", "(position + 1) / PAGE]"),
-    Mutation("the wrong place in a page", "position % PAGE;", "(position + 1) % PAGE;"),
+    Mutation("the wrong place in a page", "position % PAGE)", "(position + 1) % PAGE)"),
     Mutation(
         "the new token is not attended to",
         "step.lengths[item.row] + 1 - item",

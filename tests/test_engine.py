@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import logging
 import random
 import subprocess
 import sys
@@ -295,6 +296,7 @@ def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
         return prefill(self, embeddings, *arguments)
 
     monkeypatch.setattr(TorchDecoder, "prefill", narrow)
+    monkeypatch.setattr(logging.getLogger("vision_lm"), "propagate", True)  # a server in this process stops it
     engine = engine_of(decoder)
     assert [one.tokens for one in engine.generate(prompts, SETTINGS)] == [one.tokens for one in alone]
     assert engine.scheduler.limits.step_tokens <= 1024
@@ -316,6 +318,7 @@ def test_a_cache_without_memory_is_made_smaller(
         return empty(shape, *arguments, **options)
 
     monkeypatch.setattr(torch, "empty", narrow)
+    monkeypatch.setattr(logging.getLogger("vision_lm"), "propagate", True)
     assert engine_of(decoder, cache_tokens=100 * PAGE).pages.count == 25
     assert len(caplog.records) == 2
     room = 10
