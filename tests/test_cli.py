@@ -82,6 +82,15 @@ def test_one_image_gives_its_caption_alone(
     assert capsys.readouterr().out == f"{SAYING}\n"
 
 
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_weights_in_few_bits_caption_too(
+    model: str, images: list[str], capsys: pytest.CaptureFixture[str], quantize: str
+) -> None:
+    """--quantize reaches the model: another one speaks, and it does."""
+    assert main(["caption", images[0], "--model", model, "--quantize", quantize]) == 0
+    assert capsys.readouterr().out.strip()
+
+
 def test_several_images_give_a_line_each_and_a_bad_one_its_error(
     model: str, images: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +194,7 @@ def test_a_warning_is_one_line_said_once(
         (["caption", "a.png", "--length", "huge"], "invalid choice: 'huge'"),
         (["caption", "a.png", "--two\nlines"], "unrecognized arguments: --two lines"),
         (["caption", "a.png", "--device", "abacus"], "abacus"),
+        (["caption", "a.png", "--quantize", "int3"], "invalid choice: 'int3'"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         ([], "arguments are required: COMMAND"),
         (["train", "align", "missing.yaml"], "missing.yaml: cannot be read"),

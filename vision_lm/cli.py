@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
             "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)"
         )
         one.add_argument(
+            "--quantize", choices=("int8", "int4"), help="keep the language model's weights in so few bits"
+        )
+        one.add_argument(
             "--allow-url-host",
             metavar="HOST",
             action="append",
@@ -136,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--port", type=int, default=7860)
     shown.add_argument("--model", default="mini")
     shown.add_argument("--device", default="auto")
+    shown.add_argument("--quantize", choices=("int8", "int4"))
 
     measured = command("bench", commands.bench, "measure latency, throughput and memory on this machine")
     which = measured.add_mutually_exclusive_group()

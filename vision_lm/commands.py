@@ -184,7 +184,9 @@ def info(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace, allow_url_hosts: Sequence[str] = ()) -> VisionLM:
-    vlm = vision_lm.load(options.model, options.device, allow_url_hosts=allow_url_hosts)
+    vlm = vision_lm.load(
+        options.model, options.device, quantize=options.quantize, allow_url_hosts=allow_url_hosts
+    )
     if not vlm.config.projector_trained:
         print(
             f"vision-lm: warning: the projector of {options.model} is untrained; what it says of a picture is noise",
