@@ -280,6 +280,12 @@ def test_a_fault_ends_only_the_request_that_has_it(
     assert engine.pages.used == 0
 
 
+def heard(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The log reaches `caplog`, whatever a command or a server in this process has made of it."""
+    monkeypatch.setattr(logging.getLogger("vision_lm"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="vision_lm")
+
+
 def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
     decoder: TorchDecoder,
     prompts: list[Prompt],
@@ -296,7 +302,7 @@ def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
         return prefill(self, embeddings, *arguments)
 
     monkeypatch.setattr(TorchDecoder, "prefill", narrow)
-    monkeypatch.setattr(logging.getLogger("vision_lm"), "propagate", True)  # a server in this process stops it
+    heard(monkeypatch, caplog)
     engine = engine_of(decoder)
     assert [one.tokens for one in engine.generate(prompts, SETTINGS)] == [one.tokens for one in alone]
     assert engine.scheduler.limits.step_tokens <= 1024
@@ -318,7 +324,7 @@ def test_a_cache_without_memory_is_made_smaller(
         return empty(shape, *arguments, **options)
 
     monkeypatch.setattr(torch, "empty", narrow)
-    monkeypatch.setattr(logging.getLogger("vision_lm"), "propagate", True)
+    heard(monkeypatch, caplog)
     assert engine_of(decoder, cache_tokens=100 * PAGE).pages.count == 25
     assert len(caplog.records) == 2
     room = 10

@@ -48,6 +48,9 @@ def _quiet_libraries() -> Iterator[None]:
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # so may a question, which is then refused
     logging.getLogger().setLevel(logging.ERROR)
+    ours = logging.getLogger("vision_lm")
+    ours.setLevel(logging.WARNING)
+    ours.handlers = [_OurLog()]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     with warnings.catch_warnings():
@@ -55,6 +58,13 @@ def _quiet_libraries() -> Iterator[None]:
         warnings.filterwarnings("once", module="vision_lm")
         warnings.showwarning = _show_warning
         yield
+
+
+class _OurLog(logging.Handler):
+    """What the engine has to say, as our other warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _show_warning(record.getMessage())
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
