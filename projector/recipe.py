@@ -24,9 +24,8 @@ class Source:
     format: Literal["auto", "jsonl", "llava", "coco", "vqav2"] = "auto"
     image_root: str | None = None
     annotations: str | None = None  # VQAv2 keeps the answers in a second file
-    evidence: bool = (
-        False  # pictures lend their patches to synthetic class evidence (projector/data/evidence.py)
-    )
+    # Pictures lend their patches to synthetic class evidence (projector/data/evidence.py).
+    evidence: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,8 @@ class Recipe:
     steps: int = 1000
     batch_size: int = 32  # samples a process and optimiser step, before accumulation
     accumulate: int = 1
-    optimizer: Literal["adamw", "muon"] = (
-        "adamw"  # muon: for the matrices of a model that starts from nothing
-    )
+    # Muon is for the matrices of a model that starts from nothing.
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     tower_learning_rate: float = 1e-5
     warmup: float = 0.03  # share of the steps

@@ -46,9 +46,8 @@ class ProjectorConfig:
     out_features: int  # Dt
     pooled_features: int = 0  # width E of a pooled token, 0 for none
     pooled_softmax: bool = False  # the pooled embedding is class logits: project probabilities instead
-    standardise: bool = (
-        False  # the checkpoint knows the features' means and spreads: (x - mean) / spread first
-    )
+    # The checkpoint knows the features' means and spreads: (x - mean) / spread comes first.
+    standardise: bool = False
     positions: int = 0  # N, if every patch's place is to have a learned embedding; 0 for none
 
 

@@ -47,10 +47,8 @@ class Pictures:
             image = open_image(source, limits=self.limits, allow_url_hosts=self.allow_url_hosts)
             pixels = self.encoder.preprocess(image)
             digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
-            self._opened[key] = (
-                source,
-                Picture(pixels, digest),
-            )  # with the source, so that its id stays its own
+            # With the source, so that its id stays its own.
+            self._opened[key] = source, Picture(pixels, digest)
             if len(self._opened) > KEPT:  # a list of any length needs the same memory
                 del self._opened[next(iter(self._opened))]
         return self._opened[key][1]

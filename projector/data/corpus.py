@@ -47,7 +47,7 @@ CAPTION_REQUESTS: dict[CaptionLength, str] = {
 class Sizes:
     """How many pictures of each sort."""
 
-    scenes: int = 60_000  # a fifth of them would be learnt by heart
+    scenes: int = 60_000  # so many that training sees each but once or twice
     drawings: int = 3  # pictures of each drawing
     textures: int = 1_200
     held_out_scenes: int = 1_000  # of new seeds, and as many again of pairs never seen together

@@ -74,9 +74,8 @@ class Engine:
         self.stats = Stats()
         self._numbers = itertools.count()
         self._mailboxes: dict[Request, Mailbox] = {}  # of requests that have not ended
-        self._cancelled: deque[Request] = (
-            deque()
-        )  # no lock: a ticket may be forgotten at any moment, in any thread
+        # No lock: a ticket may be forgotten at any moment, in any thread.
+        self._cancelled: deque[Request] = deque()
         self._lock = threading.Lock()  # of the two below
         self._arrived: list[Request] = []
         self._thread: threading.Thread | None = None

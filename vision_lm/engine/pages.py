@@ -21,9 +21,7 @@ class Pages:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._free = list(
-            range(count)
-        )  # a heap: low numbers first, so neighbours are often handed out together
+        self._free = list(range(count))  # a heap: low numbers first, so that little memory is ever touched
         self._users = [0] * count
         self._seals: list[bytes | None] = [None] * count
         self._sealed: dict[bytes, int] = {}
@@ -79,13 +77,6 @@ class Pages:
                     heapq.heappush(self._free, page)
                 else:
                     self._idle[page] = None
-
-    def forget_idle(self) -> None:
-        """Evict everything that nobody uses."""
-        while self._idle:
-            page, _ = self._idle.popitem()
-            self._forget(page)
-            heapq.heappush(self._free, page)
 
     def _forget(self, page: int) -> None:
         seal = self._seals[page]

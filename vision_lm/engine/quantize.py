@@ -154,9 +154,8 @@ class Int4Linear:
     rows take a bfloat16 product with the dequantised weight. Inputs are padded to whole groups, rows to whole tiles.
     """
 
-    codes: (
-        Tensor  # uint8 (N' / 64, K', 32): rows 0-31 of a tile in the low halves of bytes, 32-63 in the high
-    )
+    # uint8 (N' / 64, K', 32): rows 0-31 of a tile in the low halves of bytes, 32-63 in the high.
+    codes: Tensor
     scales: Tensor  # bfloat16 (K' / 128, N', 2): scale, zero
     bias: Tensor | None  # (N,)
     shape: tuple[int, int]  # N, K

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from vision_lm.engine.grammar import Matcher
 from vision_lm.engine.pages import seals
@@ -70,6 +71,7 @@ class Request:
         self.sent = 0  # of them, to the reader
         self.cycles = Cycles()
         self.finish_reason: FinishReason | None = None
+        self.seen: Tensor | None = None  # (V,): the tokens that a repetition penalty makes less likely
         self.places = image_places(prompt, image_token_id)
         self.contents = _contents(prompt.ids, self.places)
         self.seals = seals(self.contents)
@@ -95,14 +97,12 @@ class Request:
 
     def row(self, vocabulary: int) -> Row:
         """How the next of `vocabulary` tokens is to be chosen."""
-        seen = None
-        if self.sampling.repetition_penalty != 1:
+        if self.seen is None and self.sampling.repetition_penalty != 1:
             pictured = {place for one in self.places for place in range(one.start, one.stop)}
-            asked = [one for place, one in enumerate(self.prompt.ids) if place not in pictured]
-            seen = torch.zeros(vocabulary, dtype=torch.bool)
-            seen[[*asked, *(token.id for token in self.tokens)]] = True
+            self.seen = torch.zeros(vocabulary, dtype=torch.bool)
+            self.seen[[one for place, one in enumerate(self.prompt.ids) if place not in pictured]] = True
         allowed = self.matcher.mask() if self.matcher else None
-        return Row(self.sampling, self.random.random(), seen, allowed)
+        return Row(self.sampling, self.random.random(), self.seen, allowed)
 
     def accept(self, token: Token) -> None:
         """Take the next token; it may be the last."""
@@ -113,6 +113,8 @@ class Request:
         self.contents.append(_text_content(token.id))
         self.seals += seals(self.contents, len(self.seals), self.seals[-1] if self.seals else b"")
         self.cycles.push(token.id)
+        if self.seen is not None:
+            self.seen[token.id] = True
         if self.matcher:
             self.matcher.accept(token.id)
         if self.stop_strings:

@@ -31,9 +31,7 @@ class Sampling:
     top_p: float = 1.0  # choose among the likeliest tokens that together have this probability
     top_k: int | None = None  # and among no more than so many
     min_p: float = 0.0  # and among those at least so likely as this share of the likeliest one's probability
-    repetition_penalty: float = (
-        1.0  # above 1: tokens of the question and of the answer so far are less likely
-    )
+    repetition_penalty: float = 1.0  # above 1: tokens of the question and the answer so far are less likely
     seed: int | None = None  # the same seed gives the same answer, in any batch; None gives another each time
     stop: Sequence[str] = ()  # the answer ends before any of these texts; one text alone, or a list, will do
     top_logprobs: int = 0  # so many of the likeliest tokens are reported at each place

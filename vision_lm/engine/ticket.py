@@ -6,7 +6,8 @@ import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vision_lm.engine.request import Generation, Token
@@ -89,37 +90,36 @@ class Ticket:
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         """The same for asyncio; afterwards `await` the ticket for the whole."""
-        mailbox, news, loop = self._mailbox, asyncio.Event(), asyncio.get_running_loop()
-        mailbox.on_news(lambda: loop.call_soon_threadsafe(news.set))
-        try:
-            while True:
+        mailbox = self._mailbox
+        with self._reading() as news:
+            while mailbox.tokens or not mailbox.ended.is_set():
                 while mailbox.tokens:
                     yield mailbox.tokens.popleft()
-                if mailbox.ended.is_set() and not mailbox.tokens:
-                    self._outcome()
-                    return
-                await news.wait()
-                news.clear()
-        finally:
-            mailbox.on_news(None)
-            self.cancel()
+                if not mailbox.ended.is_set():
+                    await news.wait()
+                    news.clear()
+        self._outcome()
 
     def __await__(self) -> Generator[Any, None, Generation]:
         return self._finished().__await__()
 
     async def _finished(self) -> Generation:
-        mailbox, news, loop = self._mailbox, asyncio.Event(), asyncio.get_running_loop()
-        mailbox.on_news(lambda: loop.call_soon_threadsafe(news.set))
-        try:
-            while not mailbox.ended.is_set():
+        with self._reading() as news:
+            while not self._mailbox.ended.is_set():
                 await news.wait()
                 news.clear()
-        except BaseException:  # the waiting task was cancelled
-            self.cancel()
-            raise
-        finally:
-            mailbox.on_news(None)
         return self._outcome()
+
+    @contextmanager
+    def _reading(self) -> Iterator[asyncio.Event]:
+        """An event that is set whenever something comes; a reader that leaves before the end cancels."""
+        news, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._mailbox.on_news(lambda: loop.call_soon_threadsafe(news.set))
+        try:
+            yield news
+        finally:
+            self._mailbox.on_news(None)
+            self.cancel()
 
     def _outcome(self) -> Generation:
         if self._mailbox.error is not None:

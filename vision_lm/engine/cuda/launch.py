@@ -133,9 +133,7 @@ def step_launches(
     if persistent:
         every = [field for layer in layers for field in layer]
         shared = max(shape.choose_bytes, shape.mix_bytes(blocks))
-        yield Launch(
-            "step_kernel", blocks, shape.threads, shared, (struct(*head_fields, *every), step), True
-        )
+        yield Launch("step_kernel", blocks, shape.threads, shared, (struct(*head_fields, *every), step), True)
         return
     head = struct(*head_fields)
     yield Launch("embed_kernel", shape.batch, shape.streamers, 0, (head, step))
