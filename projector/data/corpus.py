@@ -2,6 +2,7 @@
 
     scenes.jsonl     synthetic scenes of shapes and cut-outs: independent questions and captions
     dialogues.jsonl  the same pictures, as short follow-up chats
+    reasoning.jsonl  the same pictures: more questions of the kinds that need two looks
     drawings.jsonl   one emoji or clip-art drawing a picture, on any ground
     textures.jsonl   busy pictures of nothing, which lend their patches to class evidence
     easy_vqa.jsonl   easy-VQA's train split
@@ -57,7 +58,7 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
     """Write the corpus of the pictures under `root` to root/corpus; → that folder."""
     out = root / "corpus"
     trained = [style for style in STYLES if style != HELD_OUT_STYLE]
-    jobs: list[tuple[Path, list[Callable[[], list[Sample]]]]] = [
+    jobs: list[tuple[Path, list[Callable[[], list[Part]]]]] = [
         (
             out / "scenes.jsonl",
             _units(_scenes, sizes.scenes, out / "scenes", root, trained, "avoid", "train"),
@@ -92,30 +93,37 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
         for path, units in jobs:
             futures = [pool.submit(unit) for unit in units]
             progress = tqdm(futures, desc=path.stem, unit="unit")
-            samples = [sample for future in progress for sample in future.result()]
-            write_samples(path, samples)
+            write_parts(path, [part for future in progress for part in future.result()])
     write_jsonl(out / "easy_vqa.jsonl", _easy_vqa())
     return out
 
 
-def write_samples(path: Path, samples: Sequence[Sample]) -> None:
-    """Independent questions to `path`, dialogues beside it: dialogues.jsonl for scenes, pairs_dialogues.jsonl for pairs."""
-    beside = "dialogues" if path.stem == "scenes" else f"{path.stem}_dialogues"
-    for linked, file in ((False, path), (True, path.with_stem(beside))):
-        some = [sample for sample in samples if sample.linked == linked]
+@dataclass(frozen=True)
+class Part:
+    """A sample, and the file it goes to: "" for the main one, "dialogues" or "reasoning" for one beside it."""
+
+    beside: str
+    sample: Sample
+
+
+def write_parts(path: Path, parts: Sequence[Part]) -> None:
+    """The main samples to `path`, the others beside it: dialogues.jsonl for scenes, pairs_dialogues.jsonl for pairs."""
+    for beside in ("", "dialogues", "reasoning"):
+        some = [part.sample for part in parts if part.beside == beside]
+        stem = beside if path.stem == "scenes" else f"{path.stem}_{beside}"
         if some:
-            write_jsonl(file, some)
+            write_jsonl(path.with_stem(stem) if beside else path, some)
 
 
 def _units(
-    work: Callable[..., list[Sample]],
+    work: Callable[..., list[Part]],
     count: int,
     folder: Path,
     root: Path,
     styles: Sequence[str],
     pairs: HeldOut,
     name: str,
-) -> list[Callable[[], list[Sample]]]:
+) -> list[Callable[[], list[Part]]]:
     starts = range(0, count, UNIT)
     return [
         partial(work, folder, root, styles, pairs, name, start, min(UNIT, count - start)) for start in starts
@@ -124,14 +132,14 @@ def _units(
 
 def _scenes(
     folder: Path, root: Path, styles: Sequence[str], pairs: HeldOut, name: str, start: int, count: int
-) -> list[Sample]:
+) -> list[Part]:
     """One unit of scenes: pictures written, their samples returned."""
     rng = random.Random(f"scenes/{name}/{start}")
     folder.mkdir(parents=True, exist_ok=True)
     pictures = load_pictures(root, styles) if styles else []
     cut_outs = [_sprite(picture) for picture in rng.sample(pictures, min(len(pictures), 2 * UNIT))]
     names = sorted({picture.name for picture in pictures})
-    samples: list[Sample] = []
+    parts: list[Part] = []
     for number in range(start, start + count):
         chosen = rng.sample(cut_outs, min(8, len(cut_outs))) if rng.random() < 0.55 else []
         scene, picture = scenes.compose(rng, size=SIZE, sprites=chosen, held_out_pairs=pairs)
@@ -144,11 +152,15 @@ def _scenes(
                 QA(CAPTION_REQUESTS[length], scenes.caption(scene, length, rng), "caption")
                 for length in CAPTION_REQUESTS
             ]
-        samples.append(Sample((path,), tuple(turns)))
+        parts.append(Part("", Sample((path,), tuple(turns))))
         chat = scenes.dialogue(scene, rng)
         if len(chat) > 1:
-            samples.append(Sample((path,), tuple(chat), linked=True))
-    return samples
+            parts.append(Part("dialogues", Sample((path,), tuple(chat), linked=True)))
+        # A seed of their own: these questions can change and every picture stay as it is.
+        hard = scenes.reasoning(scene, random.Random(f"reasoning/{name}/{number}"), 14)
+        if len(scene.things) > 1 and hard:
+            parts.append(Part("reasoning", Sample((path,), tuple(hard))))
+    return parts
 
 
 def _sprite(picture: Picture) -> Sprite:
@@ -158,17 +170,17 @@ def _sprite(picture: Picture) -> Sprite:
 
 def _drawing_units(
     root: Path, folder: Path, styles: Sequence[str], copies: int
-) -> list[Callable[[], list[Sample]]]:
+) -> list[Callable[[], list[Part]]]:
     count = len(load_pictures(root, styles))
     return [partial(_drawings, folder, root, styles, copies, start) for start in range(0, count, UNIT)]
 
 
-def _drawings(folder: Path, root: Path, styles: Sequence[str], copies: int, start: int) -> list[Sample]:
+def _drawings(folder: Path, root: Path, styles: Sequence[str], copies: int, start: int) -> list[Part]:
     """One unit of single drawings on plain or busy grounds."""
     rng = random.Random(f"drawings/{'+'.join(styles)}/{start}")
     folder.mkdir(parents=True, exist_ok=True)
     pictures = load_pictures(root, styles)
-    samples = []
+    parts = []
     for number in range(start, min(start + UNIT, len(pictures))):
         picture = pictures[number]
         with Image.open(picture.path) as file:
@@ -176,20 +188,21 @@ def _drawings(folder: Path, root: Path, styles: Sequence[str], copies: int, star
         for copy in range(copies):
             path = folder / f"{number:05d}-{copy}.png"
             drawings.place(cut_out, SIZE, rng, plain=copies == 1).save(path, compress_level=1)
-            samples.append(Sample((path,), tuple(drawings.turns(picture, pictures, CAPTION_REQUESTS, rng))))
-    return samples
+            asked = tuple(drawings.turns(picture, pictures, CAPTION_REQUESTS, rng))
+            parts.append(Part("", Sample((path,), asked)))
+    return parts
 
 
-def _textures(folder: Path, start: int) -> list[Sample]:
+def _textures(folder: Path, start: int) -> list[Part]:
     """One unit of textures; their one turn is replaced by what is said of the evidence."""
     rng = random.Random(f"textures/{start}")
     folder.mkdir(parents=True, exist_ok=True)
-    samples = []
+    parts = []
     for number in range(start, start + UNIT):
         path = folder / f"{number:05d}.png"
         texture(rng, SIZE).save(path, compress_level=1)
-        samples.append(Sample((path,), (QA("What is this?", "nothing", "name"),)))
-    return samples
+        parts.append(Part("", Sample((path,), (QA("What is this?", "nothing", "name"),))))
+    return parts
 
 
 def _easy_vqa() -> Iterator[Sample]:

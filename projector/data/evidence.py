@@ -98,7 +98,9 @@ class EvidenceLender:
         draw = rng.random()
         if draw < 0.2:  # a person: several of the classes that come with one
             return rng.sample(self.people, rng.choice((1, 2, 2, 3)))
-        members = self.nouns[rng.choice(list(self.nouns))] if draw < 0.6 else None
+        if draw < 0.32:  # two unlike things, so that neither is certain
+            return [rng.choice(self.nouns[noun]) for noun in rng.sample(list(self.nouns), 2)]
+        members = self.nouns[rng.choice(list(self.nouns))] if draw < 0.66 else None
         if members is None:
             return [rng.randrange(len(CLASSES))]
         return rng.sample(members, min(len(members), rng.choice((1, 1, 2, 3))))

@@ -18,6 +18,9 @@ from projector.data.scene_grammar import with_article
 
 PRESENT, ABSENT = 0.35, 0.03  # sums of probability above which a thing is there, below which it is not
 SURE = 0.55
+RIVAL = 0.6  # times the first thing's probability, from which a second one is as good a guess
+# A helmet, a sledge and a jersey, none of them certain, are somebody: from this sum, and so many times any one of them.
+SOMEBODY, FAR = 0.2, 1.5
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,15 @@ def photo_facts(probabilities: np.ndarray) -> PhotoFacts:
 def caption(facts: PhotoFacts, length: str, rng: random.Random) -> str:
     """A caption that is as sure as the probabilities are."""
     subject = subject_of(facts)
+    sure = facts.person if subject == "person" else facts.mass
     if length == "short":
         return f"{_capital(with_article(subject))}."
+    if sure < PRESENT:
+        return _doubtful(facts, subject, sure, length)
     if facts.person > PRESENT and facts.noun != subject:
         if length == "normal" or facts.mass < 0.15:
             return "A photo of a person."
         return f"A photo of a person, perhaps with {with_article(facts.noun)}."
-    if facts.mass < PRESENT:
-        others = sorted(facts.masses, key=lambda name: -facts.masses[name])[1:2]
-        first = f"A photo, perhaps of {with_article(subject)}."
-        return first if length == "normal" else f"{first} It may also show {with_article(others[0])}."
     if length == "normal":
         named = facts.kind if facts.kind and facts.mass > SURE else subject
         return f"A photo of {with_article(named)}."
@@ -69,9 +71,20 @@ def caption(facts: PhotoFacts, length: str, rng: random.Random) -> str:
     return f"A photo of {with_article(subject)}.{second}"
 
 
+def _doubtful(facts: PhotoFacts, subject: str, sure: float, length: str) -> str:
+    """ "perhaps", and both things where a second is nearly as likely as the first."""
+    others = sorted((n for n in facts.masses if n != subject), key=lambda name: -facts.masses[name])
+    perhaps = [subject]
+    if facts.masses[others[0]] > RIVAL * sure:
+        perhaps.append(others.pop(0))
+    first = f"A photo, perhaps of {' or '.join(map(with_article, perhaps))}."
+    return first if length == "normal" else f"{first} It may also show {with_article(others[0])}."
+
+
 def subject_of(facts: PhotoFacts) -> str:
-    """What the picture is of: the noun, unless a person is much more certain than any thing."""
-    return "person" if facts.person > PRESENT and facts.person > facts.mass else facts.noun
+    """What the picture is of: the noun, unless a person is more certain than any thing."""
+    somebody = facts.person > PRESENT or facts.person > max(SOMEBODY, FAR * facts.mass)
+    return "person" if somebody and facts.person > facts.mass else facts.noun
 
 
 def questions(facts: PhotoFacts, rng: random.Random, count: int) -> list[QA]:

@@ -31,12 +31,13 @@ def ask_place(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> 
 
 
 def ask_relation(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
+    """Even odds of the two sorts below."""
     if rng.random() < 0.5:
-        return _whether(scene, rng)
-    return _which(scene, rng)
+        return ask_whether(scene, rng, absent_names)
+    return ask_which(scene, rng, absent_names)
 
 
-def _whether(scene: Scene, rng: random.Random) -> Asked | None:
+def ask_whether(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
     """ "Is the circle left of the star?"; both are there, and one is clearly on one side of the other."""
     told_apart = _told_apart(scene, rng)
     true = [
@@ -57,7 +58,7 @@ def _whether(scene: Scene, rng: random.Random) -> Asked | None:
     return Asked(f"{verb} {the_thing} {where} {the_other}?", yes_or_no(yes))
 
 
-def _which(scene: Scene, rng: random.Random) -> Asked | None:
+def ask_which(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
     """ "What is left of the star?", where exactly one thing is."""
     found = [
         (thing, direction, other)
@@ -80,6 +81,35 @@ def _which(scene: Scene, rng: random.Random) -> Asked | None:
         f"What can be seen {where} {the_other} in the {{picture}}?",
     )
     return Asked(rng.choice(forms), describe(thing))
+
+
+def ask_side(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
+    """ "Is the circle left or right of the star?", "On which side of the star is the circle?": four answers, not two."""
+    told_apart = _told_apart(scene, rng)
+    true = [
+        (thing, direction, other)
+        for thing in told_apart
+        for other in told_apart
+        if thing is not other
+        for direction in DIRECTIONS
+        if clearly(direction, thing, other, scene.side)
+    ]
+    if not true:
+        return None
+    thing, direction, other = rng.choice(true)
+    the_thing, the_other = the(thing, scene, rng), the(other, scene, rng)
+    verb = "are" if is_plural(thing.noun) else "is"
+    answer = direction.removesuffix(" of")
+    across = direction in ("left of", "right of")
+    either = ["left or right of", "right or left of"] if across else ["above or below", "below or above"]
+    forms = [f"{verb.capitalize()} {the_thing} {rng.choice(either)} {the_other}?"]
+    aside, along = (abs(thing.centre[axis] - other.centre[axis]) for axis in ((0, 1) if across else (1, 0)))
+    if aside > 2 * along:  # beyond doubt on this side rather than above or below, or the other way round
+        forms += [
+            f"On which side of {the_other} {verb} {the_thing}?",
+            f"Where {verb} {the_thing} from {the_other}?",
+        ]
+    return Asked(rng.choice(forms), answer)
 
 
 def ask_compare(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:

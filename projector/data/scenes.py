@@ -18,7 +18,7 @@ from projector.data.scene_captions import caption
 from projector.data.scene_dialogue import dialogue
 from projector.data.scene_grammar import plural
 from projector.data.scene_palette import ground_shade, shade_of
-from projector.data.scene_questions import questions
+from projector.data.scene_questions import questions, reasoning
 from projector.data.scene_shapes import Point, outline
 from projector.data.scene_vocabulary import (
     BACKGROUNDS,
@@ -37,7 +37,17 @@ from projector.data.scene_vocabulary import (
 )
 from vision_lm.errors import TrainingError
 
-__all__ = ["HELD_OUT_PAIRS", "Scene", "Sprite", "Thing", "caption", "compose", "dialogue", "questions"]
+__all__ = [
+    "HELD_OUT_PAIRS",
+    "Scene",
+    "Sprite",
+    "Thing",
+    "caption",
+    "compose",
+    "dialogue",
+    "questions",
+    "reasoning",
+]
 
 HeldOut = Literal["avoid", "require", "ignore"]
 Box = tuple[float, float, float, float]  # pixels: x0, y0, x1, y1

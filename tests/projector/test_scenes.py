@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from projector.data.caption_objects import hallucinated, named_things
-from projector.data.corpus import write_samples
+from projector.data.corpus import Part, write_parts
 from projector.data.samples import QA, Sample, iter_jsonl
 from projector.data.scene_vocabulary import COLOURS, SHAPES, colours_on
 from projector.data.scenes import (
@@ -458,8 +458,8 @@ def test_too_many_things_are_refused() -> None:
 def test_dialogues_never_replace_the_questions(tmp_path: Path, name: str, beside: str) -> None:
     """A corpus file holds the independent questions, the dialogues about the same pictures stand beside it."""
     turns = (QA("What is it?", "a star"), QA("And what colour is it?", "red"))
-    samples = [Sample((tmp_path / "a.png",), turns, linked) for linked in (False, True)]
+    parts = [Part(b, Sample((tmp_path / "a.png",), turns, bool(b))) for b in ("", "dialogues")]
     (tmp_path / "a.png").write_bytes(b"-")
-    write_samples(tmp_path / f"{name}.jsonl", samples)
+    write_parts(tmp_path / f"{name}.jsonl", parts)
     assert [sample.linked for sample in iter_jsonl(tmp_path / f"{name}.jsonl")] == [False]
     assert [sample.linked for sample in iter_jsonl(tmp_path / f"{beside}.jsonl")] == [True]
