@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vision_lm.config import VisionConfig
+from vision_lm.preprocess import fit, normalise
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,7 @@ class ImageEncoder(nn.Module):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """RGB picture of any size -> normalised pixels (3, S, S), float32."""
-        size = self.config.image_size
-        pixels = np.asarray(_fit(image, self.config), dtype=np.float32) / 255.0  # (S, S, 3)
-        if pixels.shape != (size, size, 3):
-            raise ValueError(f"expected an RGB picture, found shape {pixels.shape}")
-        mean, std = (np.asarray(values, dtype=np.float32) for values in (self.config.mean, self.config.std))
-        pixels = (pixels - mean) / std
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (3, S, S)
+        return torch.from_numpy(normalise(fit(image, self.config), self.config))
 
     def forward(self, pixels: Tensor) -> Features:
         """pixels (B, 3, S, S) -> patches (B, N, Dv) and, if the config asks for them, pooled tokens."""
@@ -102,28 +96,3 @@ def _drop_unread_layers(tower: Any, last: int) -> None:
         return
     tower.transformer.resblocks = tower.transformer.resblocks[: last + 1]
     tower.ln_post, tower.proj = nn.Identity(), None
-
-
-def _fit(image: Image.Image, config: VisionConfig) -> Image.Image:
-    """Bring a picture to S x S as open_clip does: stretched, cut to its centre square, or padded to a square."""
-    size, (width, height) = config.image_size, image.size
-    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-    box = None
-    if config.resize == "crop":
-        # open_clip scales the whole picture and then cuts, which for 1 x 50,000 pixels would fill the memory:
-        # this box is what its cut shows.
-        wide, high = (int(size * side / min(image.size)) for side in image.size)
-        left, top = round((wide - size) / 2), round((high - size) / 2)
-        right, bottom = left + size, top + size
-        # Multiplied first, these are whole at the picture's edges, which a box must not pass.
-        box = (left * width / wide, top * height / high, right * width / wide, bottom * height / high)
-    elif config.resize == "pad":
-        fill = config.mean if config.fill is None else config.fill
-        square = Image.new("RGB", (size, size), tuple(round(255 * level) for level in fill))
-        ratio = max(image.size) / size
-        scaled = image.resize(
-            (max(1, round(width / ratio)), max(1, round(height / ratio))), filters[config.interpolation]
-        )
-        square.paste(scaled, ((size - scaled.width) // 2, (size - scaled.height) // 2))
-        return square
-    return image.resize((size, size), filters[config.interpolation], box=box)

@@ -63,7 +63,11 @@ _NOT_ALLOWED = {
 
 
 def open_image(
-    source: ImageSource, *, limits: ImageLimits = ImageLimits(), allow_url_hosts: Collection[str] = ()
+    source: ImageSource,
+    *,
+    limits: ImageLimits = ImageLimits(),
+    allow_url_hosts: Collection[str] = (),
+    name: str | None = None,
 ) -> Image.Image:
     """Open one picture as a new upright RGB image that carries no metadata.
 
@@ -71,25 +75,36 @@ def open_image(
     `allow_url_hosts` (see `vision_lm.fetch`), a PIL image, or an array (H, W) or (H, W, 1|3|4) of uint8,
     uint16, bool, or floats in 0-1. Transparency is laid on white; a colour profile is converted to sRGB.
     Of an animation or a document the first frame is read, and an `ImageWarning` says so.
-    Raises `ImageError` with one line for anything else.
+    Raises `ImageError` with one line for anything else; `name` is what it calls the picture, if not by its source.
     """
-    name = _name(source)
+    name = name or _name(source)
     if isinstance(source, Image.Image):
         _check_size(source.size, name, limits)
         return _decode(source, name)
     if isinstance(source, bytes):
         data = source
-    elif isinstance(source, str) and source[:5].lower() == "data:":
-        data = _read_data_url(source, name, limits)
-    elif isinstance(source, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", source):
-        from vision_lm.fetch import fetch_url
-
-        data = fetch_url(source, allow_hosts=allow_url_hosts, max_bytes=limits.max_bytes)
     elif isinstance(source, (str, os.PathLike)):
-        data = _read_file(source, name, limits)
+        data = read_image(source, limits=limits, allow_url_hosts=allow_url_hosts)
     else:
         return upright_rgb(_from_array(source, name, limits), name)
     return _decode(_read_header(data, name, limits), name)
+
+
+def read_image(
+    source: str | os.PathLike[str],
+    *,
+    limits: ImageLimits = ImageLimits(),
+    allow_url_hosts: Collection[str] = (),
+) -> bytes:
+    """The bytes of a picture's file, as they are: of a path, a data URL or a permitted http(s) URL. Raises `ImageError`."""
+    name = _name(source)
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return _read_data_url(source, name, limits)
+    if isinstance(source, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", source):
+        from vision_lm.fetch import fetch_url
+
+        return fetch_url(source, allow_hosts=allow_url_hosts, max_bytes=limits.max_bytes)
+    return _read_file(source, name, limits)
 
 
 def open_images(

@@ -26,6 +26,14 @@ class Picture:
     digest: bytes  # of the pixels: the same picture from two sources is one picture
 
 
+@dataclass(frozen=True)
+class EncodedPicture:
+    """One picture that the encoder has seen already."""
+
+    tokens: Tensor  # (M, Dt), as the language model sees them
+    digest: bytes
+
+
 class Pictures:
     """The pictures of one call, each source opened once."""
 
@@ -40,8 +48,10 @@ class Pictures:
         self.limits = limits or ImageLimits()
         self._opened: dict[Any, tuple[ImageSource, Picture]] = {}
 
-    def open(self, source: ImageSource) -> Picture:
+    def open(self, source: ImageSource | EncodedPicture) -> Picture | EncodedPicture:
         """Read a picture and bring it to the encoder's size. Raises ImageError."""
+        if isinstance(source, EncodedPicture):
+            return source
         key = source if isinstance(source, (str, bytes, os.PathLike)) else id(source)
         if key not in self._opened:
             image = open_image(source, limits=self.limits, allow_url_hosts=self.allow_url_hosts)
@@ -61,9 +71,14 @@ class PictureEncoder:
         self.encoder, self.projector = encoder, projector
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """The image tokens (M, Dt) of each picture, computed in one batch."""
+    def __call__(self, pictures: Sequence[Picture | EncodedPicture]) -> list[Tensor]:
+        """The image tokens (M, Dt) of each picture; those that are not encoded yet are computed in one batch."""
+        new = [one.pixels for one in pictures if isinstance(one, Picture)]
+        encoded = iter(self._encoded(new) if new else ())
+        return [one.tokens if isinstance(one, EncodedPicture) else next(encoded) for one in pictures]
+
+    def _encoded(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Pixels (3, S, S) of B pictures -> image tokens (B, M, Dt)."""
         weight = next(self.encoder.parameters())
-        pixels = torch.stack([one.pixels for one in pictures]).to(weight.device, weight.dtype)  # (B, 3, S, S)
-        features = self.encoder(pixels)
-        return list(self.projector(features.patches, features.pooled))  # (B, M, Dt)
+        features = self.encoder(torch.stack(list(pictures)).to(weight.device, weight.dtype))
+        return self.projector(features.patches, features.pooled)
