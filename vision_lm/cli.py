@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vision_lm import __version__, commands
+from vision_lm.batch.arguments import add_arguments as add_batch_arguments
 from vision_lm.commands import complain
 from vision_lm.errors import VisionLMError
 from vision_lm.server.arguments import add_arguments as add_serve_arguments
@@ -100,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     chatted = command("chat", commands.chat, "talk about one or more images together")
     chatted.add_argument("images", metavar="IMAGE", nargs="+")
 
-    for one in (captioned, asked, chatted):
+    batched = command("batch", commands.batch, "answer about any number of images into one file, resumably")
+    add_batch_arguments(batched)
+
+    for one in (captioned, asked, chatted, batched):
         one.add_argument(
             "--model", default="mini", help="embedded name, folder or hub id (default: %(default)s)"
         )

@@ -66,6 +66,20 @@ def chat(options: argparse.Namespace) -> int:
     return status
 
 
+def batch(options: argparse.Namespace) -> int:
+    """A row for each of any number of images; 2 if any of them could not be answered."""
+    from vision_lm.batch import arguments, run
+
+    settings = arguments.settings(options)
+    try:
+        summary = run(settings)
+    except KeyboardInterrupt:
+        print(f"vision-lm: stopped; the same command goes on with {settings.out}", file=sys.stderr)
+        raise
+    print(summary)
+    return BAD_INPUT if summary.failed else 0
+
+
 def create(options: argparse.Namespace) -> int:
     """Compose a checkpoint with a fresh projector."""
     from vision_lm.create import create as compose

@@ -33,3 +33,7 @@ class DataError(VisionLMError):
 
 class TrainingError(VisionLMError):
     """A recipe or a resumed run that cannot go on as asked."""
+
+
+class BatchError(VisionLMError):
+    """Inputs, settings or an output file with which a batch run cannot begin or go on."""

@@ -84,7 +84,7 @@ def open_image(
     if isinstance(source, bytes):
         data = source
     elif isinstance(source, (str, os.PathLike)):
-        data = read_image(source, limits=limits, allow_url_hosts=allow_url_hosts)
+        data = read_image(source, limits=limits, allow_url_hosts=allow_url_hosts, name=name)
     else:
         return upright_rgb(_from_array(source, name, limits), name)
     return _decode(_read_header(data, name, limits), name)
@@ -95,9 +95,10 @@ def read_image(
     *,
     limits: ImageLimits = ImageLimits(),
     allow_url_hosts: Collection[str] = (),
+    name: str | None = None,
 ) -> bytes:
     """The bytes of a picture's file, as they are: of a path, a data URL or a permitted http(s) URL. Raises `ImageError`."""
-    name = _name(source)
+    name = name or _name(source)
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _read_data_url(source, name, limits)
     if isinstance(source, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", source):
