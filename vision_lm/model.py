@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar, Unpack, overload
 
+from PIL import Image
 from torch import Tensor
 
 from vision_lm.answer import Answer, AnswerStream, AnswerWriter
@@ -27,7 +28,8 @@ from vision_lm.engine import (
     make_decoder,
 )
 from vision_lm.errors import RequestError, VisionLMError
-from vision_lm.images import ImageSource
+from vision_lm.explain import GRID, Explanation, explain
+from vision_lm.images import ImageSource, open_image
 from vision_lm.pictures import PictureEncoder, Pictures
 from vision_lm.prompts import CaptionLength, PromptBuilder, Turn, turns_from_messages
 from vision_lm.skeleton import build_on_meta
@@ -214,6 +216,27 @@ class VisionLM:
     def stream_chat(self, messages: Messages, **options: Unpack[Options]) -> AnswerStream:
         """`chat` in one conversation: the answer's text in pieces, while it is written."""
         return self._stream(turns_from_messages(messages), self.task(ANSWER_TOKENS, options))
+
+    def explain(
+        self, image: ImageSource, question: str, *, answer: str | None = None, grid: int = GRID
+    ) -> Explanation:
+        """Where in a picture the answer to a question comes from: see `vision_lm.explain`.
+
+        `answer`: a text to explain instead of the model's own; `grid`: cells a side. Costs 2 (grid + 1)^2 + 2 answers.
+        Raises RequestError and ImageError.
+        """
+        return explain(self, [_turn(image, question)], 0, answer, grid, self.task(ANSWER_TOKENS, {}))
+
+    def explain_chat(
+        self, messages: Messages, picture: int = 0, *, answer: str | None = None, grid: int = GRID
+    ) -> Explanation:
+        """The same for the answer to a conversation's last message, in one of its pictures, counted from 0."""
+        turns = turns_from_messages(messages)
+        return explain(self, turns, picture, answer, grid, self.task(ANSWER_TOKENS, {}))
+
+    def open_image(self, source: ImageSource) -> Image.Image:
+        """A picture as upright RGB, from a URL only if its host is permitted. Raises ImageError."""
+        return open_image(source, allow_url_hosts=self.allow_url_hosts)
 
     def encode_images(self, images: Sequence[ImageSource]) -> list[Tensor]:
         """The image tokens (M, Dt) of each picture, as the language model sees them. Raises ImageError."""
