@@ -12,7 +12,7 @@ from gpt_fast import StaticPhi, decode
 from torch import Tensor
 
 from vision_lm.config import TextConfig
-from vision_lm.engine import Engine, Mode, Prompt, Sampling, TorchDecoder
+from vision_lm.engine import Engine, Mode, Prompt, Sampling, TorchDecoder, make_decoder
 from vision_lm.phi import phi_config
 
 # Prompts (B, T) on the CPU and a number of tokens -> when every prompt had its first token, when its last, by
@@ -32,7 +32,7 @@ def peers(
     """How to build each engine. `length`: tokens of a prompt and its answer together."""
 
     def ours(mode: Mode) -> Peer:
-        return Ours(TorchDecoder(config, weights, device, dtype, mode), batch * length)
+        return Ours(make_decoder(config, weights, device, dtype, mode), batch * length)
 
     builders: dict[str, Callable[[], Peer]] = {"ours": lambda: ours(None)}
     if quantize is not None:

@@ -18,6 +18,7 @@ from vision_lm.checkpoint import read_checkpoint
 from vision_lm.config import TextConfig
 from vision_lm.encoder import ImageEncoder
 from vision_lm.engine import Engine, Prompt, Sampling, TorchDecoder
+from vision_lm.engine.cpu.decoder import CpuDecoder
 from vision_lm.engine.kv_cache import KVCache
 from vision_lm.engine.torch_decoder import Chunk, attend_chunk, attend_rows
 from vision_lm.model import VisionLM
@@ -29,13 +30,22 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "mini": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4},
     "phi-1.5": {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3},
     "phi-2": {
-        "hidden_size": 240,
-        "num_attention_heads": 3,
-        "num_key_value_heads": 3,
+        "hidden_size": 320,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
         "partial_rotary_factor": 0.4,
     },
     "grouped": {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2},
 }
+
+DECODERS = ["torch", "kernels"]
+
+
+def decoder_of(kind: str, config: TextConfig, weights: dict[str, Tensor]) -> TorchDecoder:
+    """The reference decoder, or the one with CPU kernels."""
+    if kind == "kernels":
+        return CpuDecoder(config, weights, torch.float32)
+    return TorchDecoder(config, weights, torch.device("cpu"), torch.float32)
 
 
 def clip_config(*, quick_gelu: bool) -> CLIPVisionConfig:
@@ -168,13 +178,14 @@ def test_spliced_logits_equal_llava() -> None:
     assert close(ours[:, 0], logits[len(ids) - 1 : -1])
 
 
+@pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_logits_and_greedy_tokens_equal_phi(layout: str) -> None:
+def test_logits_and_greedy_tokens_equal_phi(layout: str, kind: str) -> None:
     """With a head bias and a ragged batch, prefill and steps give PhiForCausalLM's logits and its 32 greedy tokens."""
     torch.manual_seed(4)
     config: TextConfig = text_config(**LAYOUTS[layout])
     phi: Any = random_phi(config)
-    decoder = TorchDecoder(config, phi.state_dict(), torch.device("cpu"), torch.float32)
+    decoder = decoder_of(kind, config, phi.state_dict())
     prompts = [torch.randn(length, config.hidden_size) for length in (5, 19, 12)]
     logits, tokens = decode(decoder, prompts, 32)
     for row, prompt in enumerate(prompts):
@@ -209,8 +220,9 @@ def test_float16_scores_do_not_overflow() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("layout", [*LAYOUTS, "mini itself"])
-def test_greedy_answers_to_200_prompts_equal_phi(layout: str) -> None:
+def test_greedy_answers_to_200_prompts_equal_phi(layout: str, kind: str) -> None:
     """Every token that the engine chose, in batches, pages and shared prefixes, is what PhiForCausalLM would choose."""
     torch.manual_seed(6)
     if layout == "mini itself":
@@ -223,7 +235,7 @@ def test_greedy_answers_to_200_prompts_equal_phi(layout: str) -> None:
         config = text_config(**LAYOUTS[layout])
         phi = random_phi(config)
     phi.eval()
-    decoder = TorchDecoder(config, phi.state_dict(), torch.device("cpu"), torch.float32)
+    decoder = decoder_of(kind, config, phi.state_dict())
     chance = random.Random(7)
     starts = [[chance.randrange(400) for _ in range(40)] for _ in range(3)]
     prompts = [

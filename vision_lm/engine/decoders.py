@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from vision_lm.config import TextConfig
+from vision_lm.engine.cpu.decoder import CpuDecoder
+from vision_lm.engine.cpu.errors import CpuKernelError
 from vision_lm.engine.cuda.decoder import CudaDecoder
 from vision_lm.engine.cuda.errors import CudaDecoderError
 from vision_lm.engine.cuda.shape import Bits
@@ -59,4 +61,9 @@ def make_decoder(
             return KernelDecoder(kernels, weights, quantize)
         except CudaDecoderError as error:
             log.warning("%s; decoding in torch", error)
+    if device.type == "cpu":
+        try:
+            return CpuDecoder(config, weights, dtype, quantize)
+        except CpuKernelError as error:  # slower, and as right
+            log.info("%s; decoding in torch", error)
     return TorchDecoder(config, weights, device, dtype, quantize)

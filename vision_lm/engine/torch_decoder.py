@@ -61,7 +61,7 @@ class TorchDecoder:
             return weights[f"{name}.weight"].to(device, dtype), weights[f"{name}.bias"].to(device, dtype)
 
         def linear(weight: Tensor, bias: Tensor) -> Linear:
-            return quantised(weight, bias, quantize, dtype, device)
+            return self._linear(weight, bias, quantize)
 
         def layer(name: str) -> Layer:
             reads = [pair(f"{name}.{part}") for part in (*(f"self_attn.{p}_proj" for p in "qkv"), "mlp.fc1")]
@@ -80,6 +80,9 @@ class TorchDecoder:
             self.final_norm = pair("model.final_layernorm")
             self.head = linear(*pair("lm_head"))  # Phi's head has a bias
         self.rotary = self._rotary_table()
+
+    def _linear(self, weight: Tensor, bias: Tensor, quantize: Mode) -> Linear:
+        return quantised(weight, bias, quantize, self.dtype, self.device)
 
     @property
     def step_bytes(self) -> int:

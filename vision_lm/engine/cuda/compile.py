@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vision_lm.engine.build_cache import build_key, cache_folder, read_build, write_build
 from vision_lm.engine.cuda.errors import CudaDecoderError
 from vision_lm.engine.cuda.launch import Launch
 from vision_lm.engine.cuda.shape import Shape
 from vision_lm.engine.cuda.source import device_source
 
 OLDEST = (8, 0)  # Ampere: the first with asynchronous copies and bfloat16
-DIGEST = hashlib.sha256().digest_size
-
-
-def cache_folder() -> Path:
-    """Where builds are kept: XDG_CACHE_HOME, else ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision-lm" / "kernels"
 
 
 def build(shape: Shape, arch: str, folder: Path | None = None) -> bytes:
@@ -34,37 +26,15 @@ def build(shape: Shape, arch: str, folder: Path | None = None) -> bytes:
 
         source, defines = device_source(), shape.defines()
         status, *version = nvrtc.nvrtcVersion()
-        key = hashlib.sha256(repr((source, sorted(defines.items()), arch, version)).encode()).hexdigest()[:32]
-        kept = (folder or cache_folder()) / f"{key}.cubin"
-        if (code := _read(kept)) is not None:
+        kept = (folder or cache_folder()) / f"{build_key(source, sorted(defines.items()), arch, version)}.cubin"
+        if (code := read_build(kept)) is not None:
             return code
         options = ProgramOptions(arch=arch, std="c++17", define_macro=list(defines.items()))
         code = bytes(Program(source, "c++", options).compile("cubin").code)
     except Exception as error:  # no cuda-core, no NVRTC, an architecture it does not know, a failed build
         raise CudaDecoderError(f"the CUDA kernels were not built for {arch} ({_line(error)})") from error
-    _write(kept, code)
+    write_build(kept, code)
     return code
-
-
-def _read(path: Path) -> bytes | None:
-    """A kept build, or None where there is none or it is damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, code = content[:DIGEST], content[DIGEST:]
-    return code if code and hashlib.sha256(code).digest() == digest else None
-
-
-def _write(path: Path, code: bytes) -> None:
-    """Whole or not at all. A folder that cannot be written costs the next process a build, no more."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, path)
-    except OSError:
-        return
 
 
 def _line(error: BaseException) -> str:

@@ -1,0 +1,242 @@
+"""The C++ kernels against float64 and the torch decoder; and what happens where they cannot be built."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import random_phi, text_config
+from vision_lm.config import TextConfig
+from vision_lm.engine import TorchDecoder, make_decoder
+from vision_lm.engine.cpu import compile as compiling
+from vision_lm.engine.cpu.decoder import CpuDecoder
+from vision_lm.engine.cpu.errors import CpuKernelError
+from vision_lm.engine.cpu.library import Team
+from vision_lm.engine.cpu.linear import NativeLinear
+from vision_lm.engine.kv_cache import KVCache
+from vision_lm.engine.pages import pages_for
+from vision_lm.engine.torch_decoder import Chunk
+
+CPU = torch.device("cpu")
+NATIVE = compiling.NATIVE
+# What compilers make of the vector types without AVX-512: the code of other machines, run on this one.
+PLAIN = (
+    "-march=x86-64-v3"
+    if "x86-64" in subprocess.check_output(["uname", "-m"], text=True).replace("_", "-")
+    else NATIVE
+)
+SHAPES = [(256, 64), (130, 2048), (4, 128), (7, 4160)]  # N, K
+STORED: list[Any] = [
+    (None, torch.float32),
+    (None, torch.bfloat16),
+    (None, torch.float16),
+    ("int8", torch.float32),
+    ("int4", torch.float32),
+]
+
+
+@pytest.fixture(scope="module", params=[NATIVE, PLAIN])
+def team(request: pytest.FixtureRequest) -> Team:
+    return Team.start(2, request.param)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("mode", "dtype"), STORED)
+def test_products_against_float64(team: Team, shape: tuple[int, int], mode: Any, dtype: torch.dtype) -> None:
+    """Every way to store a weight: within float32's rounding of sums, and for integers the codes' half a step."""
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(9, shape[1])
+    layer = NativeLinear.pack(team, weight, bias, mode, dtype)
+    exact = layer.dequantised()
+    size = x.double().abs() @ exact.abs().t()  # what a relative error of every product adds up to
+    bound = 4 * shape[1] ** 0.5 * 2.0**-24 * size + 1e-6
+    if mode is not None:
+        bound += 0.51 * x.double().abs().amax(1, keepdim=True) / 32_767 * exact.abs().sum(1)
+    y = layer(x)
+    assert y.dtype == torch.float32
+    assert ((y.double() - (x.double() @ exact.t() + bias.double())).abs() <= bound).all()
+
+
+@pytest.mark.parametrize(("mode", "dtype"), STORED)
+def test_a_row_does_not_depend_on_those_beside_it(team: Team, mode: Any, dtype: torch.dtype) -> None:
+    """To the last bit, in any number of rows, wherever it stands."""
+    torch.manual_seed(1)
+    layer = NativeLinear.pack(team, torch.randn(70, 256), torch.randn(70), mode, dtype)
+    x = torch.randn(130, 256)
+    alone = torch.cat([layer(row[None]) for row in x])
+    for count in (2, 3, 5, 64, 130):
+        assert torch.equal(layer(x[:count]), alone[:count])
+        assert torch.equal(layer(x[-count:]), alone[-count:])
+
+
+def test_the_smallest_exact_copy_is_kept() -> None:
+    """A float32 weight that came from float16 is kept in 16 bits, another in 32."""
+    team = Team.start(1)
+    weight = torch.randn(8, 64)
+    assert NativeLinear.pack(team, weight, None, None, torch.float32).weight.dtype == torch.float32
+    assert (
+        NativeLinear.pack(team, weight.half().float(), None, None, torch.float32).weight.dtype
+        == torch.float16
+    )
+
+
+def filled_cache(
+    config: TextConfig, decoder: TorchDecoder, prompts: list[Tensor]
+) -> tuple[KVCache, list[list[int]]]:
+    """A cache in which nothing is finite but what the prompts wrote, and the sequences' scattered pages."""
+    lengths = [len(prompt) + 24 for prompt in prompts]
+    total = sum(map(pages_for, lengths)) + 1
+    cache = KVCache(config, total, CPU, decoder.dtype)
+    cache.memory.fill_(float("nan"))
+    free = torch.randperm(total, generator=torch.Generator().manual_seed(3)).tolist()
+    pages = [[free.pop() for _ in range(pages_for(length))] for length in lengths]
+    for prompt, own in zip(prompts, pages, strict=True):
+        decoder.prefill(prompt, [Chunk(0, len(prompt), cache.slots(own, len(prompt)), True)], cache)
+    return cache, pages
+
+
+def steps(config: TextConfig, decoder: TorchDecoder, prompts: list[Tensor], count: int) -> Tensor:
+    """Logits (count, B, V) of forced tokens after the prompts."""
+    cache, pages = filled_cache(config, decoder, prompts)
+    return torch.stack(
+        [
+            decoder.decode(
+                [(7 * step + 3 * len(prompt)) % config.vocab_size for prompt in prompts],
+                [len(prompt) + step for prompt in prompts],
+                pages,
+                cache,
+            )
+            for step in range(count)
+        ]
+    )
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "heads of 32": {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4},
+    "heads of 64": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4},
+    "heads of 80, two fifths turned": {
+        "hidden_size": 640,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "partial_rotary_factor": 0.4,
+    },
+    "shared keys": {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("dtype", "mode", "tolerance"),
+    [
+        (torch.float32, None, 1e-5),
+        (torch.bfloat16, None, 0.05),  # torch rounds every activation to bfloat16, the kernels none
+        (torch.float16, None, 0.005),
+        (torch.float32, "int8", 1e-3),
+        (torch.float32, "int4", 0.05),  # torch's int4 rounds activations to bfloat16
+    ],
+)
+def test_steps_against_the_torch_decoder(
+    team: Team, layout: str, dtype: torch.dtype, mode: Any, tolerance: float
+) -> None:
+    """Ragged sequences over scattered pages in a cache full of NaNs, as the torch decoder sees them."""
+    torch.manual_seed(2)
+    config = text_config(**LAYOUTS[layout], intermediate_size=384)
+    weights = random_phi(config).state_dict()
+    prompts = [torch.randn(length, config.hidden_size).to(dtype) for length in (5, 16, 40, 31)]
+    ours = steps(config, CpuDecoder(config, weights, dtype, mode, team), prompts, 20)
+    theirs = steps(config, TorchDecoder(config, weights, CPU, dtype, mode), prompts, 20)
+    assert torch.isfinite(ours).all()
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+def test_a_step_is_the_same_in_any_batch_and_with_any_number_of_threads() -> None:
+    """To the last bit: sequences alone, with others, in another order, computed by 1, 2, 3 or 5 threads."""
+    torch.manual_seed(4)
+    config = text_config(**LAYOUTS["heads of 64"])
+    weights = random_phi(config).state_dict()
+    prompts = [torch.randn(3 + 5 * number, config.hidden_size) for number in range(7)]
+    decoder = CpuDecoder(config, weights, torch.float32, team=Team.start(2))
+    alone = torch.cat([steps(config, decoder, [prompt], 6) for prompt in prompts], dim=1)
+    assert torch.equal(steps(config, decoder, prompts, 6), alone)
+    assert torch.equal(steps(config, decoder, prompts[::-1], 6), alone.flip(1))
+    for threads in (1, 3, 5):
+        other = CpuDecoder(config, weights, torch.float32, team=Team.start(threads))
+        assert torch.equal(steps(config, other, prompts, 6), alone)
+
+
+def test_the_machine_gets_the_kernels() -> None:
+    """`make_decoder` chooses them on a CPU with a compiler."""
+    config = text_config(**LAYOUTS["heads of 32"])
+    assert isinstance(make_decoder(config, random_phi(config).state_dict(), CPU, torch.float32), CpuDecoder)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        ("", "no C++ compiler was found"),
+        ("#!/bin/sh\necho 'decoder.cpp:1: error: no such thing' >&2; exit 1", "no such thing"),
+    ],
+)
+def test_without_a_compiler_torch_decodes(
+    compiler: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """No compiler, or one that fails: one line in the log, and the torch decoder."""
+    if compiler:
+        (tmp_path / "c++").write_text(compiler)
+        (tmp_path / "c++").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if compiler else str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = text_config()
+    with caplog.at_level(logging.INFO):
+        decoder = make_decoder(config, random_phi(config).state_dict(), CPU, torch.float32)
+    assert type(decoder) is TorchDecoder
+    assert len(caplog.messages) == 1 and message in caplog.messages[0]
+
+
+def test_shapes_that_the_kernels_do_not_know() -> None:
+    """A head or width of another size is refused with a line that names it."""
+    narrow = text_config(hidden_size=320, num_attention_heads=4, num_key_value_heads=4, intermediate_size=384)
+    with pytest.raises(CpuKernelError, match="whole 128s, not 320"):
+        CpuDecoder(narrow, random_phi(narrow).state_dict(), torch.float32, "int4")
+    config = text_config(hidden_size=40, num_attention_heads=2, num_key_value_heads=2)
+    with pytest.raises(CpuKernelError, match="heads of 20"):
+        CpuDecoder(config, random_phi(config).state_dict(), torch.float32)
+
+
+def test_builds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second build reads the first from disk; a damaged one is built again."""
+    first = compiling.build(tmp_path)
+    (kept,) = tmp_path.iterdir()
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-1])
+    assert compiling.build(tmp_path) == first
+    monkeypatch.setattr(compiling, "FLAGS", compiling.FLAGS)
+    runs = []
+    monkeypatch.setattr(compiling, "_run", lambda command: runs.append(command) or VERSION(command))
+    assert compiling.build(tmp_path) == first
+    assert all("--version" in command for command in runs)
+
+
+def VERSION(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_process_with_a_team_ends() -> None:
+    """Threads that wait for work keep no program from ending."""
+    code = "from vision_lm.engine.cpu.library import Team; team = Team.start(3); print('made')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "made\n"

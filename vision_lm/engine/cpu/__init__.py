@@ -1,0 +1,1 @@
+"""Decoding on a CPU by kernels in C++, compiled for the machine at first use."""

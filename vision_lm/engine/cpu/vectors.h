@@ -1,0 +1,158 @@
+// Vectors of sixteen floats, by the compiler's own vector types: AVX-512 where there is one, pairs or quads elsewhere.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace vlm {
+
+constexpr int LANES = 16;
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef float Four __attribute__((vector_size(16)));
+
+template <class Vector, class Element>
+inline Vector read(const Element* from) {
+    Vector vector;
+    std::memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+
+inline void write(float* to, Floats vector) { std::memcpy(to, &vector, sizeof vector); }
+
+inline Floats broadcast(float value) { return Floats{} + value; }
+
+struct Bfloat16 {
+    uint16_t bits;
+};
+
+struct Float16 {
+    uint16_t bits;
+};
+
+// Sixteen stored numbers as floats.
+
+inline Floats load(const float* from) { return read<Floats>(from); }
+
+inline Floats load(const Bfloat16* from) {
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    return (Floats)(__builtin_convertvector(read<Halves>(from), Words) << 16);
+}
+
+inline Floats load(const Float16* from) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#else
+    typedef _Float16 Halves __attribute__((vector_size(32)));
+    return __builtin_convertvector(read<Halves>(from), Floats);
+#endif
+}
+
+// Bytes are widened by intrinsics where there are any: compilers take the vector types' own way apart.
+
+inline Floats load(const int8_t* from) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#else
+    typedef int8_t Bytes __attribute__((vector_size(16)));
+    return __builtin_convertvector(__builtin_convertvector(read<Bytes>(from), Ints), Floats);
+#endif
+}
+
+// The low and the high halves of sixteen bytes.
+inline void load_halves(const uint8_t* from, Floats& low, Floats& high) {
+#if defined(__AVX512F__)
+    const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+    low = (Floats)_mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
+    high = (Floats)_mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
+#else
+    typedef uint8_t Bytes __attribute__((vector_size(16)));
+    const Words both = __builtin_convertvector(read<Bytes>(from), Words);
+    low = __builtin_convertvector((Ints)(both & 15u), Floats);
+    high = __builtin_convertvector((Ints)(both >> 4), Floats);
+#endif
+}
+
+// Wanted soon: the same place of the next tile's rows, which the processor does not foresee where rows are short.
+inline void soon(const void* place) { __builtin_prefetch(place); }
+
+// In a register from here on: left to itself the compiler reads a value again for each of its uses.
+inline Floats held(Floats vector) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(vector));
+#endif
+    return vector;
+}
+
+// One float as a stored number, rounded to nearest, ties to even.
+
+inline void store(float* to, float value) { *to = value; }
+
+inline void store(Bfloat16* to, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    // A NaN stays a NaN: rounding must not carry it into infinity.
+    to->bits = value != value ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+inline void store(Float16* to, float value) {
+    const _Float16 half = (_Float16)value;
+    std::memcpy(to, &half, 2);
+}
+
+// The sums of four vectors' lanes. Each lane's sum is taken in the same order wherever it stands.
+inline Four sums(Floats a, Floats b, Floats c, Floats d) {
+    const auto halves = [](Floats x, Floats y) {
+        return __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    };
+    const Floats ab = halves(a, b), cd = halves(c, d);  // 8 lanes of each
+    Floats all = __builtin_shufflevector(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                 __builtin_shufflevector(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    all += __builtin_shufflevector(all, all, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    all += __builtin_shufflevector(all, all, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return Four{all[0], all[4], all[8], all[12]};
+}
+
+inline float sum(Floats vector) { return sums(vector, vector, vector, vector)[0]; }
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+inline float largest(Floats vector) {
+    float found = vector[0];
+    for (int lane = 1; lane < LANES; ++lane) found = vector[lane] > found ? vector[lane] : found;
+    return found;
+}
+
+// e to the power of x, within two units in the last place (Cephes' polynomial).
+inline Floats exponential(Floats x) {
+    x = larger(x, broadcast(-87.3f));
+    x = x < 88.3f ? x : broadcast(88.3f);
+    constexpr float ROUNDER = 12582912.f;  // 1.5 * 2**23: added and taken away again, it rounds to an integer
+    const Floats whole = (x * 1.44269504f + ROUNDER) - ROUNDER;
+    Floats rest = x - whole * 0.693359375f;
+    rest = rest + whole * 2.12194440e-4f;
+    Floats p = broadcast(1.9875691500e-4f);
+    p = p * rest + 1.3981999507e-3f;
+    p = p * rest + 8.3334519073e-3f;
+    p = p * rest + 4.1665795894e-2f;
+    p = p * rest + 1.6666665459e-1f;
+    p = p * rest + 5.0000001201e-1f;
+    p = p * rest * rest + rest + 1.f;
+    const Ints power = __builtin_convertvector(whole, Ints) + 127;
+    return p * (Floats)(power << 23);
+}
+
+// GELU with its tanh approximation (arXiv 1606.08415): x times the logistic function of 2 u.
+inline Floats gelu(Floats x) {
+    const Floats u = 0.7978845608f * (x + 0.044715f * x * x * x);
+    return x / (1.f + exponential(-2.f * u));
+}
+
+}  // namespace vlm
