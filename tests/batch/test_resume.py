@@ -1,0 +1,210 @@
+"""Kills, full disks, removed folders: run again, and every picture is there exactly once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.batch.conftest import Answer, draw, draw_many, json_rows, untimed
+from vision_lm.errors import BatchError
+
+PICTURES, KILLS = 100, 4
+
+
+class Commands:
+    """`vision-lm` in processes of its own; see commands.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log.txt"
+        root = Path(__file__).parents[2]
+        command = [sys.executable, str(Path(__file__).with_name("commands.py"))]
+        environment = os.environ | {"PYTHONPATH": str(root)}
+        self.server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def start(self, *arguments: object, file_bytes: int = 0) -> int:
+        assert self.server.stdin and self.server.stdout
+        command = {"arguments": list(map(str, arguments)), "log": str(self.log), "bytes": file_bytes}
+        print(json.dumps(command), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
+
+    def finish(self) -> int:
+        assert self.server.stdout
+        return int(self.server.stdout.readline())
+
+    def run(self, *arguments: object, file_bytes: int = 0) -> tuple[int, str]:
+        self.start(*arguments, file_bytes=file_bytes)
+        return self.finish(), self.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    found = Commands(tmp_path_factory.mktemp("commands"))
+    yield found
+    assert found.server.stdin
+    found.server.stdin.close()
+    found.server.wait()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_many(tmp_path_factory.mktemp("many"), PICTURES, corrupt_every=50)
+
+
+def batch(folder: Path, out: Path) -> list[object]:
+    return ["batch", folder, "--caption", "normal", "--out", out, "--device", "cpu"]
+
+
+def lines(path: Path) -> int:
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def wait_until(condition: Callable[[], bool], process: int) -> bool:
+    """Whether it came true while the process ran."""
+    while not condition():
+        if not Path(f"/proc/{process}").exists():
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_rows(
+    commands: Commands, answer: Answer, many: Path, tmp_path: Path
+) -> None:
+    """SIGKILL, several times, at any point of the work: afterwards no row is missing, double or different."""
+    chance, killed = random.Random(7), 0
+    out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    for kill in range(KILLS):
+        more = chance.randint(1, PICTURES // KILLS)
+        process = commands.start(*batch(many, out))
+        # Its rows begin anew each time: wait until it has done more than before it was killed.
+        done = kill * PICTURES // KILLS + more
+
+        def far_enough(done: int = done) -> bool:
+            return lines(partial) >= done or lines(out) > 0
+
+        if wait_until(lambda: (tmp_path / "out.jsonl.journal").exists(), process) and wait_until(far_enough, process):
+            time.sleep(chance.random() / 5)
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        killed += commands.finish() == -signal.SIGKILL
+    status, printed = commands.run(*batch(many, out))
+    assert status == 2 and "Traceback" not in printed  # 2: of the corrupt ones
+    answer(many, tmp_path / "whole.jsonl", caption="normal")
+    rows, whole = json_rows(out), json_rows(tmp_path / "whole.jsonl")
+    assert untimed_close(rows, whole)
+    assert len(rows) == PICTURES and [row["error"] for row in rows].count(None) == PICTURES - PICTURES // 50
+    assert killed >= 2, "the machine is so fast that the kills came too late"
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def untimed_close(rows: list[dict], others: list[dict]) -> bool:
+    """Equal, but for times and 0.001 of confidence."""
+    for row, other in zip(rows, others, strict=True):
+        for key in row:
+            if key.endswith("_confidence") and row[key] is not None:
+                assert row[key] == pytest.approx(other[key], abs=1e-3)
+            elif not key.endswith("_seconds"):
+                assert row[key] == other[key], (row, other)
+    return True
+
+
+def test_a_full_disk_loses_nothing(commands: Commands, many: Path, tmp_path: Path) -> None:
+    """One line that says what to do; with room again, the rest is answered and the rest only."""
+    out = tmp_path / "out.jsonl"
+    status, printed = commands.run(*batch(many, out), file_bytes=180_000)
+    assert status == 2, printed
+    (line,) = [one for one in printed.splitlines() if one.startswith("vision-lm")]
+    assert "run again" in line and "safe" in line and "Traceback" not in printed
+    status, printed = commands.run(*batch(many, out))
+    assert "kept from an earlier run" in printed
+    assert len({row["image"] for row in json_rows(out)}) == len(json_rows(out)) == PICTURES
+
+
+def test_a_removed_folder_comes_back(commands: Commands, many: Path, tmp_path: Path) -> None:
+    """The output folder is removed in the middle of the work: it is made again, no row is missing, a line says so."""
+    out = tmp_path / "results" / "out.jsonl"
+    process = commands.start(*batch(many, out))
+    assert wait_until(lambda: lines(out.with_name("out.jsonl.partial")) > 0, process)
+    shutil.rmtree(out.parent)
+    assert commands.finish() == 2
+    printed = commands.log.read_text()
+    assert "was removed while the run worked" in printed and "Traceback" not in printed
+    rows = json_rows(out)
+    assert len({row["image"] for row in rows}) == len(rows) == PICTURES
+    assert f"{PICTURES - 2}  answered" in printed  # none twice
+
+
+def test_only_what_changed_is_answered_again(answer: Answer, photos: Path, tmp_path: Path) -> None:
+    """By the hash of a file's bytes: another picture under the same name, a new one, a renamed one, a removed one."""
+    out = tmp_path / "out.jsonl"
+    answer(photos, out)
+    before = {Path(row["image"]).name: row for row in json_rows(out)}
+    draw(photos / "0001.png", 77)
+    draw(photos / "0002b.png", 78)
+    (photos / "0003.png").rename(photos / "renamed.png")
+    (photos / "0004.png").unlink()
+    os.utime(photos / "0000.png", (1, 1))
+    summary = answer(photos, out)
+    assert (summary.pictures, summary.answered, summary.kept) == (6, 2, 4)
+    after = {Path(row["image"]).name: row for row in json_rows(out)}
+    assert list(after) == ["0000.png", "0001.png", "0002.png", "0002b.png", "0005.png", "renamed.png"]
+    assert after["renamed.png"]["caption"] == before["0003.png"]["caption"]
+    assert after["0001.png"]["content"] != before["0001.png"]["content"]
+    answer(photos, tmp_path / "whole.jsonl")
+    assert untimed(json_rows(out)) == untimed(json_rows(tmp_path / "whole.jsonl"))
+
+
+def test_what_failed_is_tried_again(answer: Answer, photos: Path, tmp_path: Path) -> None:
+    """A file that was damaged, and has been put right."""
+    whole = (photos / "0002.png").read_bytes()
+    (photos / "0002.png").write_bytes(whole[:50])
+    assert answer(photos, tmp_path / "out.csv").failed == 1
+    (photos / "0002.png").write_bytes(whole)
+    summary = answer(photos, tmp_path / "out.csv")
+    assert (summary.answered, summary.kept, summary.failed) == (1, 5, 0)
+
+
+def test_duplicates_after_a_resume_are_those_of_one_run(answer: Answer, tmp_path: Path) -> None:
+    """The original is removed, a new one comes before: each run decides as if it were the only one."""
+    folder, out = tmp_path / "in", tmp_path / "out.jsonl"
+    first = draw(folder / "b.png", 1)
+    for name in ("c.png", "d.png"):
+        (folder / name).write_bytes(first.read_bytes())
+    draw(folder / "e.png", 2)
+
+    def duplicates() -> list[str | None]:
+        answer(folder, out, dedupe="perceptual")
+        return [row["duplicate_of"] and Path(row["duplicate_of"]).name for row in json_rows(out)]
+
+    assert duplicates() == [None, "b.png", "b.png", None]
+    first.unlink()
+    assert duplicates() == [None, "c.png", None]
+    (folder / "a.png").write_bytes((folder / "d.png").read_bytes())
+    assert duplicates() == [None, "a.png", "a.png", None]
+
+
+def test_two_runs_at_once_are_refused(answer: Answer, photos: Path, tmp_path: Path) -> None:
+    """The second would write over the first."""
+    answer(photos, tmp_path / "out.jsonl")
+    with sqlite3.connect(tmp_path / "out.jsonl.journal", isolation_level=None) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(BatchError, match="in use by another run"):
+            answer(photos, tmp_path / "out.jsonl")
+        other.execute("COMMIT")
+    other.close()
+    assert answer(photos, tmp_path / "out.jsonl").kept == 6
