@@ -35,7 +35,7 @@ from vision_lm.answer import Answer
 from vision_lm.model import VisionLM
 
 # Kinds that ask about shapes and about drawings.
-MIXED = ("existence", "count", "relation", "place", "size", "compare")
+MIXED = ("existence", "count", "relation", "side", "place", "size", "compare")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,14 @@ def main() -> None:
         "scenes, unseen pairs": (
             questions(corpus / "held_out" / "pairs.jsonl", names),
             _file_priors(corpus / "scenes.jsonl"),
+        ),
+        "scenes, which side": (
+            [
+                item
+                for item in questions(corpus / "held_out" / "reasoning.jsonl", names)
+                if item.kind == "side"
+            ],
+            _file_priors(corpus / "reasoning.jsonl"),
         ),
         "drawings, unseen style": (
             held_out_names(arguments.data, corpus / "held_out" / "drawings.jsonl"),

@@ -27,6 +27,7 @@ from projector.data.scenes import (
     compose,
     dialogue,
     questions,
+    reasoning,
 )
 from vision_lm.errors import TrainingError
 
@@ -133,6 +134,25 @@ def oracle_relation(text: str, scene: Scene) -> str:
     return article(there[0])
 
 
+def oracle_side(text: str, scene: Scene) -> str:
+    either = re.fullmatch(
+        r"(?:is|are) (the .+?) (left|right|above|below) or (left|right|above|below)(?: of)? (the .+)", text
+    )
+    if either:
+        here = sides(the_one(either[1], scene), the_one(either[4], scene), scene.side)
+        (side,) = {either[2], either[3]} & here
+        return side
+    which = re.fullmatch(r"on which side of (?P<other>the .+?) (?:is|are) (?P<thing>the .+)", text)
+    which = which or re.fullmatch(r"where (?:is|are) (?P<thing>the .+?) from (?P<other>the .+)", text)
+    assert which, text
+    thing, other = the_one(which["thing"], scene), the_one(which["other"], scene)
+    dx, dy = (sum(thing.box[axis::2]) - sum(other.box[axis::2]) for axis in (0, 1))
+    assert max(abs(dx), abs(dy)) > 2 * min(abs(dx), abs(dy)), f"{text}: neither side clearly"
+    if abs(dx) > abs(dy):
+        return "left" if dx < 0 else "right"
+    return "above" if dy < 0 else "below"
+
+
 def article(thing: Thing) -> str:
     name = f"{thing.colour} {thing.noun}" if thing.colour else thing.noun
     return name if name == "grapes" else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
@@ -196,6 +216,8 @@ def oracle(qa: QA, scene: Scene) -> str:
         return dict(zip(("existence", "count", "relation", "compare"), oracles, strict=True))[qa.kind](
             text, scene
         )
+    if qa.kind == "side":
+        return oracle_side(text, scene)
     if qa.kind == "read":
         return str(scene.word)
     if qa.kind == "what":
@@ -228,6 +250,23 @@ def test_answers_follow_from_the_boxes() -> None:
     expected_kinds = "existence colour shape count relation place compare material size read list what"
     assert set(kinds) == set(expected_kinds.split())
     assert min(kinds.values()) >= 20
+
+
+def test_reasoning_follows_from_the_boxes() -> None:
+    """Every question that needs two looks has the answer that an independent reader finds; no side is commoner."""
+    kinds: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
+    for scene, rng in scenes(400):
+        if len(scene.things) < 2:
+            continue
+        for qa in reasoning(scene, rng, 14):
+            kinds[qa.kind] += 1
+            answers[qa.answer] += qa.kind == "side"
+            assert qa.answer == oracle(qa, scene), (qa, scene)
+    assert set(kinds) == {"relation", "side", "place", "count", "compare"}
+    assert min(kinds.values()) >= 100
+    sides_said = [answers[side] for side in ("left", "right", "above", "below")]
+    assert sum(sides_said) == kinds["side"] and min(sides_said) > 0.2 * kinds["side"]
 
 
 def test_no_question_twice_about_a_scene() -> None:
