@@ -17,6 +17,8 @@ COPY --from=build /wheels /wheels
 # torch's default wheel brings CUDA's libraries; a processor-only index makes the image some gigabytes smaller:
 #     docker build --build-arg PIP_EXTRA_INDEX_URL=<torch's index of CPU wheels> .
 ARG PIP_EXTRA_INDEX_URL=
+# The compiler is for the processor's kernels, built when the first model is loaded.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-cache-dir "$(ls /wheels/*.whl)[serve]" && rm -r /wheels \
     && useradd --create-home --uid 10001 service
 USER service
