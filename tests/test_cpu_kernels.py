@@ -76,6 +76,19 @@ def test_a_row_does_not_depend_on_those_beside_it(team: Team, mode: Any, dtype: 
         assert torch.equal(layer(x[-count:]), alone[-count:])
 
 
+@pytest.mark.parametrize(("mode", "dtype"), STORED)
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_none(team: Team, mode: Any, dtype: torch.dtype, odd: float) -> None:
+    """A damaged activation reaches every result of its row, and no other row: it must not be rounded away."""
+    torch.manual_seed(2)
+    layer = NativeLinear.pack(team, torch.randn(8, 128), None, mode, dtype)
+    x = torch.randn(3, 128)
+    x[1, 77] = odd
+    y = layer(x)
+    assert not torch.isfinite(y[1]).any()
+    assert torch.isfinite(y[[0, 2]]).all()
+
+
 def test_the_smallest_exact_copy_is_kept() -> None:
     """A float32 weight that came from float16 is kept in 16 bits, another in 32."""
     team = Team.start(1)

@@ -77,9 +77,16 @@ class Decoder {
         const int64_t rows = batch.rows, width = model_.width;
         longest_ = 0;
         for (int64_t b = 0; b < rows; ++b) longest_ = std::max<int64_t>(longest_, batch.lengths[b] + 1);
+        const int64_t mixed = layers_[0].out.inputs;
         hidden_.resize(rows * width);
         project_.resize(rows * projected());
-        mixed_.resize(rows * layers_[0].out.inputs);
+        mixed_.resize(rows * mixed);
+        for (Own& own : own_) {  // here, not in the threads, which could not say that memory ran out
+            own.normed.resize(rows * width);
+            own.scores.resize(longest_ + 2 * LANES);
+            own.heads.resize((model_.heads / model_.key_heads + 1) * model_.head_width);
+            if (layers_[0].into.kind >= INT8) own.rounded.reserve(rows, std::max(width, mixed));
+        }
         auto job = [&](int rank) {
             switch (batch.cache_kind) {
                 case FLOAT32: return run<float>(batch, rank);
@@ -106,9 +113,6 @@ class Decoder {
     void run(const Batch& batch, int rank) {
         Own& own = own_[rank];
         const int64_t rows = batch.rows, width = model_.width;
-        own.normed.resize(rows * width);
-        own.scores.resize(longest_ + 2 * LANES);
-        own.heads.resize((model_.heads / model_.key_heads + 1) * model_.head_width);
         for (int64_t b = rank; b < rows; b += team_.size()) embed(batch.ids[b], hidden_.data() + b * width);
         team_.meet();
         for (int number = 0; number < model_.count; ++number) {
@@ -224,12 +228,14 @@ class Decoder {
 
 // x (M, K) by a matrix alone -> y (M, N).
 void product(Team& team, const Matrix& matrix, const float* x, int64_t rows, float* y) {
+    std::vector<Rounded> rounded(team.size());
+    if (matrix.kind >= INT8)
+        for (Rounded& own : rounded) own.reserve(std::min(KEPT, rows), matrix.inputs);
     auto job = [&](int rank) {
         int64_t begin, end;
         team.part(rank, matrix.outputs, ROWS, begin, end);
-        Rounded rounded;
         for (int64_t first = 0; first < rows; first += KEPT) {
-            const Activations some{x + first * matrix.inputs, std::min(KEPT, rows - first), &rounded};
+            const Activations some{x + first * matrix.inputs, std::min(KEPT, rows - first), &rounded[rank]};
             const Target target{y + first * matrix.outputs, matrix.outputs};
             multiply(matrix, some.for_matrix(matrix), begin, end, target);
         }
@@ -237,9 +243,19 @@ void product(Team& team, const Matrix& matrix, const float* x, int64_t rows, flo
     team.run(job);
 }
 
+template <class Call>
+int tried(Call call) {
+    try {
+        call();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
 }  // namespace
 
-// What is called from Python. A step that finds no memory says so; nothing else can fail.
+// What is called from Python. Work that finds no memory returns 1; nothing else can fail.
 extern "C" {
 Team* vlm_team(int threads) { return new Team(threads); }
 void vlm_team_end(Team* team) { delete team; }
@@ -247,15 +263,10 @@ Decoder* vlm_decoder(const Model* model, Team* team) { return new Decoder(*model
 void vlm_decoder_end(Decoder* decoder) { delete decoder; }
 
 int vlm_step(Decoder* decoder, const Batch* batch) {
-    try {
-        decoder->step(*batch);
-        return 0;
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
+    return tried([&] { decoder->step(*batch); });
 }
 
-void vlm_product(Team* team, const Matrix* matrix, const float* x, int64_t rows, float* y) {
-    product(*team, *matrix, x, rows, y);
+int vlm_product(Team* team, const Matrix* matrix, const float* x, int64_t rows, float* y) {
+    return tried([&] { product(*team, *matrix, x, rows, y); });
 }
 }

@@ -4,6 +4,7 @@
 // sums are exact, so that no row depends on the others beside it.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "vectors.h"
@@ -24,24 +25,27 @@ struct Rounded {
     std::vector<float> step;     // (M,)
     std::vector<float> sums;     // (M, K / GROUP): of the codes
 
-    // x (M, K), K a multiple of 32.
+    void reserve(int64_t rows, int64_t inputs) {
+        codes.resize(std::max<size_t>(codes.size(), rows * inputs));
+        step.resize(std::max<size_t>(step.size(), rows));
+        sums.resize(std::max<size_t>(sums.size(), rows * (inputs / GROUP)));
+    }
+
+    // x (M, K), K a multiple of 32; there must be room for it.
     void take(const float* x, int64_t rows, int64_t inputs) {
-        codes.resize(rows * inputs);
-        step.resize(rows);
-        sums.resize(rows * (inputs / GROUP));
         for (int64_t m = 0; m < rows; ++m) take_row(x + m * inputs, m, inputs);
     }
 
   private:
     void take_row(const float* x, int64_t m, int64_t inputs) {
-        Floats high = {};
+        Floats high = {}, nothing = {};
         for (int64_t k = 0; k < inputs; k += LANES) {
             const Floats value = load(x + k);
             high = larger(high, larger(value, -value));
+            nothing += value * 0.f;  // unless it is no number: then the results must be none either
         }
-        const float most = largest(high);
-        step[m] = most > 0 ? most / LARGEST : 1.f;
-        const float inverse = 1.f / step[m];
+        const float most = largest(high), inverse = most > 0 ? LARGEST / most : 0.f;
+        step[m] = most / LARGEST + sum(nothing);
         constexpr float ROUNDER = 12582912.f;  // 1.5 * 2**23: its low bits then hold the code
         for (int64_t k = 0; k < inputs; k += LANES) {
             typedef int16_t Shorts __attribute__((vector_size(32)));

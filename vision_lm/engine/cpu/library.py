@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -78,10 +79,11 @@ class Batch(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class Team:
-    """The library and its threads. One thread at a time may call."""
+    """The library and its threads. Any thread may call; calls wait for one another."""
 
     library: ctypes.CDLL
     handle: Pointer
+    busy: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def start(cls, threads: int, target: str = NATIVE) -> Team:
@@ -94,10 +96,10 @@ class Team:
         return team
 
     def product(self, matrix: Matrix, x: Tensor) -> Tensor:
-        """x float32 (M, K) -> x @ weight.T + bias, float32 (M, N)."""
+        """x float32 (M, K) -> x @ weight.T + bias, float32 (M, N). Raises MemoryError."""
         y = torch.empty(len(x), matrix.outputs)
-        self.library.vlm_product(
-            self.handle, ctypes.byref(matrix), address(x), ctypes.c_int64(len(x)), address(y)
+        self.call(
+            "vlm_product", self.handle, ctypes.byref(matrix), address(x), ctypes.c_int64(len(x)), address(y)
         )
         return y
 
@@ -107,6 +109,12 @@ class Team:
         weakref.finalize(decoder, self.library.vlm_decoder_end, handle).atexit = False
         return decoder
 
+    def call(self, name: str, *arguments: object) -> None:
+        with self.busy:
+            failed = getattr(self.library, name)(*arguments)
+        if failed:
+            raise MemoryError("the CPU kernels cannot allocate memory for a step's activations")
+
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
@@ -115,8 +123,7 @@ class Decoder:
 
     def step(self, batch: Batch) -> None:
         """Raises MemoryError."""
-        if self.team.library.vlm_step(self.handle, ctypes.byref(batch)):
-            raise MemoryError("no memory for a decoding step: cannot allocate memory for its activations")
+        self.team.call("vlm_step", self.handle, ctypes.byref(batch))
 
 
 def address(tensor: Tensor) -> Pointer:
