@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from demo.arguments import add_arguments as add_demo_arguments
 from vision_lm import __version__, commands
 from vision_lm.batch.arguments import add_arguments as add_batch_arguments
 from vision_lm.commands import complain
@@ -149,11 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     built.add_argument("action", choices=("build",))
     built.add_argument("--out", required=True, type=Path, help="folder of the data")
 
-    shown = command("demo", commands.demo, "open a page on this machine to try a model in the browser")
-    shown.add_argument("--port", type=int, default=7860)
-    shown.add_argument("--model", default="mini")
-    shown.add_argument("--device", default="auto")
-    shown.add_argument("--quantize", choices=("int8", "int4"))
+    shown = command("demo", commands.demo, "open a page to chat about pictures in the browser")
+    add_demo_arguments(shown)
 
     measured = command("bench", commands.bench, "measure latency, throughput and memory on this machine")
     which = measured.add_mutually_exclusive_group()

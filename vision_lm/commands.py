@@ -124,11 +124,10 @@ def data(options: argparse.Namespace) -> int:
 
 
 def demo(options: argparse.Namespace) -> int:
-    """The Gradio page, for this machine alone."""
-    from demo.app import build
+    """The Gradio page, until it is told to stop."""
+    from demo.launch import run
 
-    vlm = _load(options)
-    build(vlm).launch(server_name="127.0.0.1", server_port=options.port)
+    run(options)
     return 0
 
 

@@ -22,7 +22,8 @@ from tests.conftest import VIT, random_checkpoint, text_config
 from vision_lm.checkpoint import Checkpoint
 from vision_lm.model import VisionLM
 from vision_lm.server.app import create_app
-from vision_lm.server.serve import DrainingServer, take_port
+from vision_lm.server.listen import take_port
+from vision_lm.server.serve import DrainingServer
 from vision_lm.server.settings import Settings
 
 QUESTION = "What colour is the cube?"

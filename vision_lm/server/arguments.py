@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=8000, help="0: any that is free (default: %(default)s)")
+    parser.add_argument("--port", type=port, default=8000, help="0: any that is free (default: %(default)s)")
     parser.add_argument(
         "--api-key-file",
         metavar="FILE",
@@ -78,12 +78,15 @@ def settings(options: argparse.Namespace) -> Settings:
     """Raises VisionLMError for a key that cannot be read."""
     limits = {name: getattr(options, name) for name in LIMITS}
     return Settings(
-        api_key=_api_key(options.api_key_file), allow_url_hosts=tuple(options.allow_url_host), **limits
+        api_key=api_key(options.api_key_file), allow_url_hosts=tuple(options.allow_url_host), **limits
     )
 
 
-def _api_key(file: Path | None) -> str | None:
-    """From the file, else from the environment. Never from the command line, which everyone on a machine can see."""
+def api_key(file: Path | None) -> str | None:
+    """From the file, else from the environment. Never from the command line, which everyone on a machine can see.
+
+    None where neither is given. Raises VisionLMError for a key that cannot be read or is unfit.
+    """
     if file is None:
         where, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE)
         if key is None:
@@ -111,7 +114,8 @@ def _never(_: str) -> str:
     )
 
 
-def _port(text: str) -> int:
+def port(text: str) -> int:
+    """An argument's type. 0: any that is free."""
     return _number(text, 0, 65_535, "a port from 0 to 65535")
 
 

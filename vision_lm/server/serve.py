@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import time
 import warnings
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from vision_lm.errors import VisionLMError
 from vision_lm.images import ImageWarning
 from vision_lm.server.admission import Admission
 from vision_lm.server.app import create_app
+from vision_lm.server.listen import is_loopback, take_port
 from vision_lm.server.observe import log_to_stderr
 from vision_lm.server.settings import Settings
 
@@ -74,23 +74,3 @@ class DrainingServer(uvicorn.Server):
         if self._deadline is not None and (not self._admission.taken or time.monotonic() > self._deadline):
             self.should_exit = True
         return await super().on_tick(counter)
-
-
-def take_port(host: str, port: int) -> socket.socket:
-    """A bound socket, on which nobody can connect yet. Raises VisionLMError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        message = f"{host}:{port} cannot be served ({reason}); stop what uses it, or choose another --port or --host"
-        raise VisionLMError(message) from error
-    return listener
-
-
-def is_loopback(listener: socket.socket) -> bool:
-    import ipaddress
-
-    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -1,0 +1,78 @@
+"""The models in this very process, through the Python API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from demo.backend import Reply, Settings, Writing
+from vision_lm.answer import AnswerStream
+from vision_lm.engine import Options
+from vision_lm.explain import Explanation
+from vision_lm.model import VisionLM
+from vision_lm.prompts import CaptionLength, Turn
+
+
+class InProcess:
+    """Models by name. Requests of all visitors are batched by each model's engine."""
+
+    explains = True
+
+    def __init__(self, models: Mapping[str, VisionLM]) -> None:
+        self._models = dict(models)
+
+    @property
+    def models(self) -> list[str]:
+        return list(self._models)
+
+    @property
+    def place(self) -> str:
+        return f"on this machine ({next(iter(self._models.values())).device})"
+
+    def caption(self, picture: Path, length: CaptionLength, settings: Settings) -> Writing:
+        vlm = self._models[settings.model]
+        yield from _written(vlm.stream_caption(picture, length, **_options(settings)))
+
+    def answer(self, turns: Sequence[Turn], settings: Settings) -> Writing:
+        vlm = self._models[settings.model]
+        yield from _written(vlm.stream_chat(_messages(turns), **_options(settings)))
+
+    def explain(self, turns: Sequence[Turn], picture: int, answer: str, settings: Settings) -> Explanation:
+        return self._models[settings.model].explain_chat(_messages(turns), picture, answer=answer)
+
+    def explain_caption(
+        self, picture: Path, length: CaptionLength, caption: str, settings: Settings
+    ) -> Explanation:
+        vlm = self._models[settings.model]
+        return vlm.explain(picture, vlm.prompts.caption_question(length), answer=caption)
+
+
+def _written(stream: AnswerStream) -> Writing:
+    text = ""
+    try:
+        for piece in stream:
+            text += piece
+            yield Reply(text)
+    finally:
+        stream.close()
+    answer = stream.answer
+    assert answer is not None
+    yield Reply(answer.text, answer.confidence, answer.finish_reason)
+
+
+def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        pictures = [{"type": "image", "image": picture} for picture in turn.images]
+        messages.append({"role": "user", "content": [*pictures, {"type": "text", "text": turn.question}]})
+        if turn.answer is not None:
+            messages.append({"role": "assistant", "content": turn.answer})
+    return messages
+
+
+def _options(settings: Settings) -> Options:
+    options: Options = {"temperature": settings.temperature}
+    if settings.max_tokens is not None:
+        options["max_tokens"] = settings.max_tokens
+    return options
