@@ -13,7 +13,7 @@ import sys
 
 import open_clip  # noqa: F401
 
-import vision_lm.batch.pipeline  # noqa: F401
+import vision_lm.batch.runner
 from vision_lm.cli import main
 
 

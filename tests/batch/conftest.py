@@ -41,7 +41,9 @@ def answer(mini: VisionLM) -> Answer:
 def draw(path: Path, seed: int, *, size: tuple[int, int] | None = None) -> Path:
     """A few shapes on a plain ground, as the seed says."""
     chance = random.Random(seed)
-    image = Image.new("RGB", size or (chance.randint(80, 200), chance.randint(80, 200)), chance.choice(COLOURS))
+    image = Image.new(
+        "RGB", size or (chance.randint(80, 200), chance.randint(80, 200)), chance.choice(COLOURS)
+    )
     pen = ImageDraw.Draw(image)
     for _ in range(chance.randint(1, 4)):
         x, y, side = chance.randint(0, 140), chance.randint(0, 140), chance.randint(20, 60)

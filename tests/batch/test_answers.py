@@ -74,7 +74,12 @@ def test_every_kind_of_input_is_read(answer: Answer, mini: VisionLM, tmp_path: P
                 info.size = len(data[number])
                 tar.addfile(info, io.BytesIO(data[number]))
 
-    inputs = ["folder", "globbed/**/*.png", "alone", *(f"lists/list.{kind}" for kind in ("txt", "csv", "tsv"))]
+    inputs = [
+        "folder",
+        "globbed/**/*.png",
+        "alone",
+        *(f"lists/list.{kind}" for kind in ("txt", "csv", "tsv")),
+    ]
     inputs += ["lists/list.parquet", "some.zip", "plain.tar", "packed.tar.gz"]
     answer([tmp_path / one for one in inputs], tmp_path / "out.csv")
     rows = csv_rows(tmp_path / "out.csv")
@@ -125,7 +130,9 @@ def test_a_text_for_each_picture_beside_it(answer: Answer, photos: Path) -> None
 
 def test_templates_over_columns(answer: Answer, photos: Path, tmp_path: Path) -> None:
     """Of a list's columns, and of those that every picture has; a brace is doubled."""
-    (tmp_path / "list.csv").write_text("image,thing,note\nphotos/0000.png,circle,a\nphotos/0001.png,square,b\n")
+    (tmp_path / "list.csv").write_text(
+        "image,thing,note\nphotos/0000.png,circle,a\nphotos/0001.png,square,b\n"
+    )
     (tmp_path / "questions.json").write_text(
         json.dumps({"there": "Is there a {thing}?", "file": "Is {stem} in {folder} {{so}}?"})
     )
@@ -215,7 +222,9 @@ def test_what_cannot_be_opened_has_a_row(answer: Answer, photos: Path, tmp_path:
         archive.writestr("../../evil.png", (photos / "0000.png").read_bytes())
     (tmp_path / "list.txt").write_text("missing.png\nhttp://example.com/a.png?key=secret\n")
     summary = answer([photos, tmp_path / "evil.zip", tmp_path / "list.txt"], tmp_path / "out.jsonl")
-    errors = {Path(row["image"]).name: row["error"] for row in json_rows(tmp_path / "out.jsonl") if row["error"]}
+    errors = {
+        Path(row["image"]).name: row["error"] for row in json_rows(tmp_path / "out.jsonl") if row["error"]
+    }
     assert list(errors) == ["0003.png", "phone.heic", "evil.png", "missing.png", "a.png"]
     for name, part in {
         "0003.png": "give a complete file",
@@ -239,7 +248,16 @@ def test_a_worker_that_ends_costs_its_picture(answer: Answer, photos: Path, tmp_
 
 def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its summary goes to stdout; a failure is exit status 2, and so is no other row."""
-    arguments = ["batch", str(photos), "--caption", "short", "--out", str(tmp_path / "out.jsonl"), "--device", "cpu"]
+    arguments = [
+        "batch",
+        str(photos),
+        "--caption",
+        "short",
+        "--out",
+        str(tmp_path / "out.jsonl"),
+        "--device",
+        "cpu",
+    ]
     assert main(arguments) == 0
     printed = capsys.readouterr()
     assert "6 pictures" in printed.out and "slowest" in printed.out and printed.err == ""

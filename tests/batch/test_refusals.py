@@ -18,7 +18,11 @@ CASES = {
     "a glob of nothing": ("photos/*.gif --caption short --out o.csv", "photos/*.gif: no pictures", "allowed"),
     "nothing is asked": ("photos --out o.csv", "nothing is asked", "--caption"),
     "an empty question": ("photos --ask= --out o.csv", "the question is empty", "write"),
-    "unknown column": ("list.csv --questions q.txt --out o.csv", "column 'thing' is unknown", "image, name, stem"),
+    "unknown column": (
+        "list.csv --questions q.txt --out o.csv",
+        "column 'thing' is unknown",
+        "image, name, stem",
+    ),
     "no plain column": ("list.csv --questions code.txt --out o.csv", "{a.__class__}", "write {column}"),
     "no questions file": ("photos --questions none.txt --out o.csv", "none.txt: cannot be read", "give"),
     "a taken name": ("photos --questions taken.json --out o.csv", "'error' cannot head a column", "letters"),
@@ -27,9 +31,21 @@ CASES = {
     "no JSON": ("photos --json-schema q.txt --out o.csv", "q.txt: cannot be read", "give a JSON file"),
     "no checkpoint": ("photos --caption short --out o.csv --model ./none", "no such folder", "give a folder"),
     "someone's file": ("photos --caption short --out mine.csv", "mine.csv: exists", "--overwrite"),
-    "no page": ("photos --caption short --out o.csv --sheet q.txt", "q.txt: a contact sheet", "ends in .html"),
-    "someone's page": ("photos --caption short --out o.csv --sheet mine.html", "exists and is no contact", "another"),
-    "no number": ("photos --caption short --out o.csv --workers 0", "'0' is not a whole number", "at least 1"),
+    "no page": (
+        "photos --caption short --out o.csv --sheet q.txt",
+        "q.txt: a contact sheet",
+        "ends in .html",
+    ),
+    "someone's page": (
+        "photos --caption short --out o.csv --sheet mine.html",
+        "exists and is no contact",
+        "another",
+    ),
+    "no number": (
+        "photos --caption short --out o.csv --workers 0",
+        "'0' is not a whole number",
+        "at least 1",
+    ),
 }
 
 

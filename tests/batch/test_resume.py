@@ -96,7 +96,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_rows(
         def far_enough(done: int = done) -> bool:
             return lines(partial) >= done or lines(out) > 0
 
-        if wait_until(lambda: (tmp_path / "out.jsonl.journal").exists(), process) and wait_until(far_enough, process):
+        if wait_until(lambda: (tmp_path / "out.jsonl.journal").exists(), process) and wait_until(
+            far_enough, process
+        ):
             time.sleep(chance.random() / 5)
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)

@@ -19,6 +19,6 @@ def run(settings: Settings, vlm: VisionLM | None = None) -> Summary:
     Stopped at any moment, the same call goes on. A picture that cannot be answered has a row with its error.
     Raises VisionLMError, in one line, where the run cannot begin or go on; what was answered is kept.
     """
-    from vision_lm.batch.pipeline import run as run_batch
+    from vision_lm.batch.runner import run as run_batch
 
     return run_batch(settings, vlm)

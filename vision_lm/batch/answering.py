@@ -144,4 +144,6 @@ class Answering:
 
 def cause_of(error: Exception) -> str:
     """The error's class, as a row names it."""
-    return type(error).__name__ if isinstance(error, VisionLMError) else f"EngineError ({type(error).__name__})"
+    return (
+        type(error).__name__ if isinstance(error, VisionLMError) else f"EngineError ({type(error).__name__})"
+    )

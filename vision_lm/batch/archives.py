@@ -20,11 +20,11 @@ from vision_lm.errors import BatchError, ImageError, ImageTooLargeError
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 COLUMN_BYTES = 1 << 16  # of a sample's text; a longer one is no column
 OPEN_ARCHIVES = 4  # that a worker keeps open
-# How a tar's file starts, and what opens the tar inside.
-_COMPRESSIONS: dict[bytes, Callable[[str], IO[bytes]]] = {
-    b"\x1f\x8b": lambda path: gzip.open(path),
-    b"BZh": lambda path: bz2.open(path),
-    b"\xfd7zXZ\0": lambda path: lzma.open(path),
+# How a tar's file starts, and what reads the tar inside.
+_COMPRESSIONS: dict[bytes, Callable[[str], IO[bytes] | gzip.GzipFile]] = {
+    b"\x1f\x8b": gzip.GzipFile,
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
 }
 
 
@@ -64,7 +64,7 @@ def tar_members(
     try:
         with tarfile.open(path, "r:*") as archive:
             while (info := archive.next()) is not None:
-                archive.members = []  # it would remember every one
+                archive.members = []  # type: ignore[attr-defined]  # it would remember every one
                 if not info.isreg() or info.issparse():
                     continue
                 folder, name = os.path.split(info.name)
@@ -98,7 +98,7 @@ class Archives:
     """Reads members; the archives used last stay open. A compressed tar is read forwards, as its members come."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, zipfile.ZipFile | IO[bytes]] = OrderedDict()
+        self._open: OrderedDict[str, zipfile.ZipFile | IO[bytes] | gzip.GzipFile] = OrderedDict()
 
     def read(self, path: str, member: Member, name: str, max_bytes: int) -> bytes:
         """A member's bytes; `name` is what messages call it. Raises ImageError."""
@@ -131,7 +131,7 @@ class Archives:
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             raise ImageError(f"{name}: cannot be read from its archive ({reason}); pack it again") from error
 
-    def _archive(self, path: str) -> zipfile.ZipFile | IO[bytes]:
+    def _archive(self, path: str) -> zipfile.ZipFile | IO[bytes] | gzip.GzipFile:
         if path not in self._open:
             self._open[path] = zipfile.ZipFile(path) if path.lower().endswith(".zip") else _open_tar(path)
             if len(self._open) > OPEN_ARCHIVES:
@@ -140,11 +140,11 @@ class Archives:
         return self._open[path]
 
 
-def _open_tar(path: str) -> IO[bytes]:
+def _open_tar(path: str) -> IO[bytes] | gzip.GzipFile:
     with open(path, "rb") as file:
         start = file.read(6)
     opened = next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)
-    return opened(path) if opened else open(path, "rb")  # noqa: SIM115 (it stays open for what follows)
+    return opened(path) if opened else open(path, "rb")
 
 
 def _broken(path: str, kind: str, error: Exception) -> BatchError:

@@ -11,6 +11,23 @@ from typing import Any
 from vision_lm.batch.settings import Settings
 from vision_lm.errors import BatchError
 
+# Of `Settings`, as argparse has them.
+AS_GIVEN = (
+    "out",
+    "caption",
+    "questions",
+    "max_tokens",
+    "image_column",
+    "dedupe",
+    "order",
+    "overwrite",
+    "sheet",
+    "sheet_pictures",
+    "model",
+    "device",
+    "quantize",
+    "threads",
+)
 EPILOG = """\
 inputs: folders, glob patterns, pictures, http(s) URLs, .zip and .tar archives (WebDataset shards too), lists
 (.txt, .csv, .tsv, .parquet; a relative path begins where the list is), or - for paths on stdin.
@@ -71,18 +88,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=_count, metavar="N", help="processes that open pictures (default: one a core)"
     )
+    parser.add_argument(
+        "--threads",
+        type=_count,
+        metavar="N",
+        help="of the encoder, and of the language model beside it, on a CPU (default: half of the cores)",
+    )
     parser.add_argument("--no-progress", action="store_true", help="no bar, even on a terminal")
 
 
 def settings(options: argparse.Namespace) -> Settings:
     """Raises BatchError for a schema that cannot be read."""
-    given: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in (
-            "out caption questions max_tokens image_column dedupe order overwrite sheet sheet_pictures model "
-            "device quantize"
-        ).split()
-    }
+    given: dict[str, Any] = {name: getattr(options, name) for name in AS_GIVEN}
     if options.workers is not None:
         given["workers"] = options.workers
     return Settings(

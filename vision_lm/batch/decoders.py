@@ -44,7 +44,8 @@ class Decoders:
         self._closing = threading.Event()
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._threads = [
-            threading.Thread(target=self._serve, name=f"picture worker {n}", daemon=True) for n in range(workers)
+            threading.Thread(target=self._serve, name=f"picture worker {n}", daemon=True)
+            for n in range(workers)
         ]
 
     def __enter__(self) -> Decoders:

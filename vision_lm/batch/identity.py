@@ -33,5 +33,5 @@ def digest(checkpoint: Checkpoint) -> str:
     found.update(checkpoint.tokenizer.to_str().encode())
     for name, tensor in sorted(checkpoint.tensors.items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -115,21 +115,26 @@ class Journal:
                 self._execute("BEGIN IMMEDIATE")
                 for statement in filter(str.strip, SCHEMA.split(";")):
                     self._execute(statement)
-                about = {"format": FORMAT, "run": 0, "settings": dict(identity)}
+                about: dict[str, Any] = {"format": FORMAT, "run": 0, "settings": dict(identity)}
                 self._connection.executemany(
-                    "INSERT INTO about VALUES (?, ?)", [(key, json.dumps(value)) for key, value in about.items()]
+                    "INSERT INTO about VALUES (?, ?)",
+                    [(key, json.dumps(value)) for key, value in about.items()],
                 )
                 self._execute("COMMIT")
             about = {key: json.loads(value) for key, value in self._rows("SELECT key, value FROM about")}
         if about["format"] != FORMAT:
-            raise BatchError(f"{self.path}: of another version of vision-lm; give another --out, or --overwrite")
+            raise BatchError(
+                f"{self.path}: of another version of vision-lm; give another --out, or --overwrite"
+            )
         self._same(about["settings"], json.loads(json.dumps(dict(identity))))
         self.run = about["run"] + 1
 
     def _same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         changed = [key for key in now if before.get(key) != now[key]]
         if changed and self._rows("SELECT 1 FROM pictures WHERE answers IS NOT NULL LIMIT 1"):
-            what = "; ".join(f"{key}: then {_short(before.get(key))}, now {_short(now[key])}" for key in changed[:2])
+            what = "; ".join(
+                f"{key}: then {_short(before.get(key))}, now {_short(now[key])}" for key in changed[:2]
+            )
             raise BatchError(
                 f"{self.out}: belongs to a run with other settings ({what}); "
                 "give these, another --out, or --overwrite to begin anew"
@@ -267,7 +272,9 @@ class Journal:
 
     def _connect(self) -> None:
         self._db = sqlite3.connect(self.path, timeout=0, isolation_level=None)
-        self._execute("PRAGMA locking_mode = EXCLUSIVE")  # a second run is refused; a kill gives the lock back
+        self._execute(
+            "PRAGMA locking_mode = EXCLUSIVE"
+        )  # a second run is refused; a kill gives the lock back
         self._execute("PRAGMA journal_mode = WAL")
         self._execute("PRAGMA synchronous = FULL")
         self._execute("BEGIN IMMEDIATE")  # takes the lock
@@ -300,7 +307,10 @@ class Journal:
             if "locked" in str(error):
                 reason, remedy = "in use by another run", "wait for it, or give another --out"
             elif isinstance(error, sqlite3.OperationalError):
-                reason, remedy = str(error), "make room, or put that right, and run again: all rows so far are safe"
+                reason, remedy = (
+                    str(error),
+                    "make room, or put that right, and run again: all rows so far are safe",
+                )
             else:
                 reason, remedy = str(error), "give another --out"
             raise BatchError(f"{self.path}: {reason}; {remedy}") from error
@@ -339,7 +349,20 @@ def _result_row(result: Result) -> tuple[Any, ...]:
 
 
 def _result(row: Sequence[Any]) -> Result:
-    content, pixels, look, frames, answers, answered, duplicate, cause, error, opening, answering, thumbnail = row
+    (
+        content,
+        pixels,
+        look,
+        frames,
+        answers,
+        answered,
+        duplicate,
+        cause,
+        error,
+        opening,
+        answering,
+        thumbnail,
+    ) = row
     return Result(
         content,
         pixels or b"",

@@ -34,7 +34,9 @@ def read_list(path: Path, image_column: str | None) -> Iterator[Record]:
             if suffix == ".txt":
                 yield from read_lines(file, str(path))
             else:
-                yield from _csv(path, csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ","), image_column)
+                yield from _csv(
+                    path, csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ","), image_column
+                )
     except (OSError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise BatchError(f"{path}: cannot be read ({reason}); give a readable {suffix} list") from error
@@ -55,7 +57,9 @@ def _csv(path: Path, rows: csv.DictReader[str], image_column: str | None) -> Ite
     column = _image_column(path, header, image_column)
     for row in rows:
         if not row[column]:
-            raise BatchError(f"{path} line {rows.line_num}: column {column!r} is empty; give each row a path or URL")
+            raise BatchError(
+                f"{path} line {rows.line_num}: column {column!r} is empty; give each row a path or URL"
+            )
         # None holds what a row has beyond its header, and is what a short row lacks.
         yield Record(row[column], {key: row[key] or "" for key in header})
 
@@ -70,7 +74,9 @@ def _parquet(path: Path, image_column: str | None) -> Iterator[Record]:
             column = _image_column(path, schema.names, image_column)
             kind = schema.field(column).type
             if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-                raise BatchError(f"{path}: column {column!r} holds {kind}, not text; give a column of paths or URLs")
+                raise BatchError(
+                    f"{path}: column {column!r} holds {kind}, not text; give a column of paths or URLs"
+                )
             plain = [one.name for one in schema if not pyarrow.types.is_nested(one.type)]
             number = 0
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=plain):

@@ -12,7 +12,10 @@ HASH_BYTES = 8
 GRID = 8  # colour cells a side
 LOOK_BYTES = HASH_BYTES + 3 * GRID * GRID
 HASH_BITS = 6  # that may differ: a picture saved again, or scaled, mostly differs in 0 to 4 of 64
-CELL_MEAN, CELL_MOST = 6.0, 32.0  # levels of 255 by which the colours may differ, on average and in any one cell
+CELL_MEAN, CELL_MOST = (
+    6.0,
+    32.0,
+)  # levels of 255 by which the colours may differ, on average and in any one cell
 
 
 def look_of(image: Image.Image) -> bytes:

@@ -46,7 +46,9 @@ class Opened:
     """What became of a job."""
 
     content: str | None = None  # hash of the bytes; None: they could not be read
-    pixels: np.ndarray | None = None  # (S, S, 3), uint8; None where the content is known, or there is an error
+    pixels: np.ndarray | None = (
+        None  # (S, S, 3), uint8; None where the content is known, or there is an error
+    )
     digest: bytes = b""  # of the pixels
     look: bytes = b""  # what pictures that look the same have nearly the same of
     thumbnail: bytes | None = None  # JPEG
@@ -79,7 +81,7 @@ class Opener:
             return Opened(
                 content,
                 None if content == job.known else pixels,
-                hashlib.blake2b(pixels, digest_size=16).digest(),
+                hashlib.blake2b(pixels.tobytes(), digest_size=16).digest(),
                 look_of(image) if self.opening.look else b"",
                 _thumbnail(image) if job.thumbnail else None,
                 any(issubclass(one.category, ImageWarning) for one in caught),
@@ -88,7 +90,10 @@ class Opener:
         except ImageError as error:
             cause, message = type(error).__name__, str(error)
         except MemoryError:
-            cause, message = "MemoryError", f"{job.item.image}: memory ran out while it was opened; scale it down"
+            cause, message = (
+                "MemoryError",
+                f"{job.item.image}: memory ran out while it was opened; scale it down",
+            )
         except Exception as error:  # a library's fault costs one picture
             reason = " ".join(str(error).split())[:120]
             cause = type(error).__name__

@@ -1,4 +1,4 @@
-"""A batch run from its inputs to its summary: pictures are opened by workers, answered by the engine, and written down.
+"""A run at work: pictures are opened by workers, answered by the engine, and written down.
 
     journal ──▶ workers ──▶ settle, in order ──▶ encode ──▶ engine ──▶ journal ──▶ output
 
@@ -7,121 +7,30 @@ One thread, this one, decides everything; workers and engine tell it through one
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
 import queue
 import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
-import vision_lm
 from vision_lm.batch.answering import ENCODED_AT_ONCE, Answered, Answering, ToAnswer, cause_of
 from vision_lm.batch.decoders import Decoders
 from vision_lm.batch.duplicates import Duplicates, Original
-from vision_lm.batch.identity import identity
 from vision_lm.batch.journal import Done, Journal, Planned, Result
-from vision_lm.batch.opening import Job, Opened, Opening
-from vision_lm.batch.questions import Question, read_questions
-from vision_lm.batch.rows import Table
+from vision_lm.batch.opening import Job, Opened
 from vision_lm.batch.settings import Settings
-from vision_lm.batch.sheet import check_sheet, shown_on_sheet, write_sheet
-from vision_lm.batch.sources import Item, expand
-from vision_lm.batch.summary import Summary, Tally
-from vision_lm.batch.writers import SidecarWriter, Writer, faults, writer_for
-from vision_lm.errors import BatchError, RequestError
-from vision_lm.images import ImageLimits
-from vision_lm.model import VisionLM
-from vision_lm.prompts import check_question
+from vision_lm.batch.sheet import shown_on_sheet
+from vision_lm.batch.summary import Tally
+from vision_lm.batch.writers import Writer
+from vision_lm.errors import BatchError
 
 COMMIT_ROWS, COMMIT_SECONDS = 128, 0.5  # whichever comes first
-
-
-def run(settings: Settings, vlm: VisionLM | None = None) -> Summary:
-    """Answer everything, with `vlm` or the model that the settings name.
-
-    Raises BatchError, CheckpointError or RequestError where it cannot begin or go on; what was answered is kept.
-    """
-    questions = read_questions(settings)
-    table = Table(questions, json_answers=settings.json_schema is not None)
-    writer = writer_for(settings.out, table)
-    _check(settings, writer)
-    planned = plan(settings, questions)
-    first = next(planned)  # what is wrong with the inputs is mostly known here, before the model is loaded
-    if vlm is None:
-        vlm = vision_lm.load(settings.model, settings.device, quantize=settings.quantize)
-        if not vlm.config.projector_trained:
-            warnings.warn(f"the projector of {settings.model} is untrained; its answers are noise", stacklevel=2)
-    journal = Journal(writer.journal, settings.out)
-    events: Events = queue.SimpleQueue()
-    with faults(settings.out, journal.path), ExitStack() as at_end:
-        answering = at_end.enter_context(Answering(vlm, questions, settings, events.put))
-        answering.check()
-        at_end.callback(journal.close)
-        journal.open(identity(settings, questions, vlm), overwrite=settings.overwrite)
-        count, given_twice = journal.plan(itertools.chain([first], planned))
-        if isinstance(writer, SidecarWriter):
-            _check_sidecars(journal, writer, settings.overwrite)
-        opening = Opening(
-            vlm.config.vision,
-            settings.limits or ImageLimits(),
-            settings.allow_url_hosts,
-            look=settings.dedupe == "perceptual",
-        )
-        decoders = at_end.enter_context(
-            Decoders(
-                opening,
-                min(settings.workers, count),
-                settings.picture_timeout,
-                lambda number, opened: events.put((number, opened)),
-            )
-        )
-        start = time.perf_counter()
-        at_end.callback(_close_quietly, writer)
-        batch = Batch(settings, journal, writer, decoders, answering, events, count)
-        batch.work()
-        sheet = settings.sheet
-        if sheet is not None:
-            with faults(sheet, journal.path):
-                write_sheet(sheet, journal.done("input", -1), table, count, settings.sheet_pictures)
-        return batch.tally.summary(settings.out, given_twice, time.perf_counter() - start, sheet)
-
-
-Events = queue.SimpleQueue["Answered | tuple[int, Opened | Exception]"]
-
-
-def plan(settings: Settings, questions: Sequence[Question]) -> Iterator[tuple[Item, tuple[str, ...]]]:
-    """Every picture with its questions filled in. Raises BatchError for a column that a list lacks."""
-    fields = tuple(dict.fromkeys(name for one in questions for name in one.fields))
-    for item in expand(settings.inputs, settings.image_column, columns=bool(fields)):
-        missing = [name for name in fields if name not in item.columns]
-        if missing and not item.sample:
-            raise BatchError(
-                f"{settings.questions}: column {missing[0]!r} is unknown for {item.image}; allowed: "
-                f"{', '.join(item.columns)}"
-            )
-        problem = item.problem
-        asked = tuple("" if one.fields else one.text for one in questions)
-        if missing:
-            problem = f"{item.image}: its sample has no {missing[0]!r}; it has {', '.join(sorted(item.columns))}"
-        elif fields:
-            asked = tuple(one.filled(item.columns) for one in questions)
-            problem = problem or _problem(item.image, asked, questions)
-        yield replace(item, problem=problem, columns={}), asked
-
-
-def _problem(image: str, asked: Sequence[str], questions: Sequence[Question]) -> str | None:
-    try:
-        for text, question in zip(asked, questions, strict=True):
-            if question.fields:
-                check_question(text)
-    except RequestError as error:
-        return f"{image}: {error}"
-    return None
+# What comes back: a picture's answers, or its position and what opening it gave.
+Events: TypeAlias = "queue.SimpleQueue[Answered | tuple[int, Opened | Exception]]"
 
 
 class Batch:
@@ -148,7 +57,9 @@ class Batch:
         self._ready: deque[tuple[Planned, Opened]] = deque()
         self._answering_now: dict[int, tuple[Planned, Opened]] = {}  # the ready ones too
         self._duplicates = Duplicates(settings.dedupe)
-        self._followers: dict[int, list[tuple[Planned, Opened]]] = {}  # of an original that has no answers yet
+        self._followers: dict[
+            int, list[tuple[Planned, Opened]]
+        ] = {}  # of an original that has no answers yet
         self._results: dict[bytes, Result] = {}  # not committed yet
         self._committed = time.perf_counter()
         self._restart()
@@ -256,7 +167,10 @@ class Batch:
             self._decoders.submit(planned.position, self._job(planned, None))
             return False
         self._duplicates.add(
-            opened.digest, opened.look, planned.asked, Original(planned.position, planned.key, planned.item.image)
+            opened.digest,
+            opened.look,
+            planned.asked,
+            Original(planned.position, planned.key, planned.item.image),
         )
         if not unchanged or unchanged.duplicate_of is not None:
             unchanged = self._journal.answers_to(opened.content or "", planned.asked)  # it was renamed
@@ -353,42 +267,6 @@ class Batch:
         )
 
 
-def _check(settings: Settings, writer: Writer) -> None:
-    """What can be known at once. Raises BatchError."""
-    for name, least in (("workers", 1), ("sheet_pictures", 1)):
-        if getattr(settings, name) < least:
-            raise BatchError(f"{name} is {getattr(settings, name)}; give at least {least}")
-    needed = {"imagehash": settings.dedupe == "perceptual", "pyarrow": settings.out.suffix.lower() == ".parquet"}
-    needed |= {"tqdm": settings.progress}
-    for package, wanted in needed.items():
-        if wanted and importlib.util.find_spec(package) is None:
-            raise BatchError(f"{package} is not installed; pip install 'vision-lm[batch]'")
-    if settings.sheet is not None:
-        check_sheet(settings.sheet)
-    if writer.begun() and not writer.journal.exists() and not settings.overwrite:
-        raise BatchError(
-            f"{settings.out}: exists, without the journal ({writer.journal.name}) of a run that could go on; "
-            "give another --out, or --overwrite"
-        )
-
-
-def _check_sidecars(journal: Journal, writer: SidecarWriter, overwrite: bool) -> None:
-    """Texts that would take each other's place, or that of someone else's. Raises BatchError."""
-    taken: dict[int, int] = {}
-    for planned, result in journal.pictures():
-        if planned.item.problem:
-            continue
-        path = writer.path(planned.item.relative)
-        # Hashes, as many as there are pictures, and no names: the memory stays small.
-        if taken.setdefault(hash(path), planned.position) != planned.position:
-            raise BatchError(
-                f"{path}: would hold the text of {planned.item.image} and of another picture; give each a name of "
-                "its own, or another --out, such as answers.jsonl"
-            )
-        if result is None and not overwrite and path.exists():
-            raise BatchError(f"{path}: exists, and is not of this run; give another --out, or --overwrite")
-
-
 def _progress(settings: Settings, count: int) -> Any:
     """A bar with rate and remaining time, where there is someone to see it."""
     if not settings.progress:
@@ -396,9 +274,3 @@ def _progress(settings: Settings, count: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=count, unit=" pictures", file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
-
-
-def _close_quietly(writer: Writer) -> None:
-    with suppress(Exception):  # after a finished run there is nothing to close, after another its error counts
-        writer.close()
-

@@ -47,7 +47,9 @@ def read_questions(settings: Settings) -> list[Question]:
         )
     names = [one.name for one in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise BatchError(f"{settings.questions}: the name {twice!r} is taken; give each question one of its own")
+        raise BatchError(
+            f"{settings.questions}: the name {twice!r} is taken; give each question one of its own"
+        )
     return found
 
 
@@ -87,7 +89,9 @@ def _named(path: Path, content: str) -> dict[str, tuple[str, str]]:
     for name in raw:
         taken = name.lower() in RESERVED or name.lower().endswith(tuple(f"_{suffix}" for suffix in SUFFIXES))
         if not re.fullmatch(r"[A-Za-z_]\w{0,59}", name, re.ASCII) or taken:
-            raise BatchError(f"{path}: {name[:60]!r} cannot head a column; give {allowed}, none of {', '.join(RESERVED)}")
+            raise BatchError(
+                f"{path}: {name[:60]!r} cannot head a column; give {allowed}, none of {', '.join(RESERVED)}"
+            )
     return {name: (f"{path} {name}", text) for name, text in raw.items()}
 
 
@@ -99,5 +103,7 @@ def _fields(template: str, where: str) -> tuple[str, ...]:
         raise BatchError(f"{where}: {error}; write {{column}} for a column, and {{{{ for a brace") from None
     for _, name, spec, conversion in pieces:
         if name is not None and (spec or conversion or not re.fullmatch(r"[^.\[\]{}!:]+", name)):
-            raise BatchError(f"{where}: {{{name}}} is no plain column; write {{column}}, and {{{{ for a brace")
+            raise BatchError(
+                f"{where}: {{{name}}} is no plain column; write {{column}}, and {{{{ for a brace"
+            )
     return tuple(dict.fromkeys(name for _, name, _, _ in pieces if name is not None))

@@ -45,7 +45,9 @@ class Table:
         result = done.result
         row: Row = {column.name: None for column in self.columns}
         row["image"] = done.planned.item.image
-        for question, answer in zip(self._questions, result.answers, strict=False):  # a failure has no answers
+        for question, answer in zip(
+            self._questions, result.answers, strict=False
+        ):  # a failure has no answers
             row[question.name] = answer.text
             row[f"{question.name}_confidence"] = round(answer.confidence, DIGITS)
             row[f"{question.name}_finish_reason"] = answer.finish_reason

@@ -33,7 +33,9 @@ class Settings:
     out: Path
     caption: CaptionLength | None = None
     ask: tuple[str, ...] = ()
-    questions: Path | None = None  # .txt, a question a line; or .json, {"name": "question"}; {column} is filled in
+    questions: Path | None = (
+        None  # .txt, a question a line; or .json, {"name": "question"}; {column} is filled in
+    )
     json_schema: dict[str, Any] | bool | None = None  # the form of every answer that is no caption
     max_tokens: int | None = None  # of an answer; None: as many as `VisionLM.caption` and `ask` give it
     image_column: str | None = None  # of lists; None: image, path, file, filename, file_name or url
@@ -45,6 +47,9 @@ class Settings:
     model: str = "mini"
     device: str = "auto"
     quantize: Literal["int8", "int4"] | None = None
+    # That torch computes with, in a model that the run loads itself on a CPU. None: half of what it would take, since
+    # the encoder and the language model compute at the same time.
+    threads: int | None = None
     workers: int = field(default_factory=lambda: min(available_cores(), 16))  # processes that open pictures
     picture_timeout: float = 120.0  # seconds for opening one; beyond them it has an error instead of answers
     limits: ImageLimits | None = None  # of a picture; None: those of `vision_lm.images`

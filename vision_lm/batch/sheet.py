@@ -33,7 +33,9 @@ def write_sheet(path: Path, rows: Iterable[Done], table: Table, pictures: int, m
     """A card for each picture that is shown, one after the other: the sheet is never in memory as a whole."""
     shown = min(pictures, most)
     note = "" if shown == pictures else f"; {shown:,} of them are shown here, at even distances"
-    before, after = files("vision_lm.batch").joinpath("sheet.html").read_text(encoding="utf-8").split("{cards}")
+    before, after = (
+        files("vision_lm.batch").joinpath("sheet.html").read_text(encoding="utf-8").split("{cards}")
+    )
     title = f"{pictures:,} picture{'s' * (pictures != 1)}{note}"
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 from vision_lm.batch.archives import Member, is_archive, tar_members, zip_members
-from vision_lm.batch.lists import LIST_SUFFIXES, Record, read_list, read_lines
+from vision_lm.batch.lists import LIST_SUFFIXES, Record, read_lines, read_list
 from vision_lm.errors import BatchError
 
 # What is a picture in a folder or an archive. The last three cannot be read, and have a row that says so.
-PICTURES = tuple(
-    f".{suffix}"
-    for suffix in "jpg jpeg jpe jfif png webp gif tif tiff bmp ppm pgm pbm pnm avif heic heif jxl".split()
+PICTURES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jxl"),
 )
 BUILT_IN = ("image", "name", "stem", "folder")  # columns that every picture has
 

@@ -70,7 +70,9 @@ class Summary:
                 lines.append(f"  {count:>9,}  {name}")
         if self.failures:
             lines.append("failures by cause:")
-            lines += [f"  {one.count:>9,}  {one.cause}: {one.example}" for one in self.failures[:SHOWN_CAUSES]]
+            lines += [
+                f"  {one.count:>9,}  {one.cause}: {one.example}" for one in self.failures[:SHOWN_CAUSES]
+            ]
             if rest := sum(one.count for one in self.failures[SHOWN_CAUSES:]):
                 lines.append(f"  {rest:>9,}  of other causes")
         if self.slowest:

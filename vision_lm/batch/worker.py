@@ -19,4 +19,3 @@ def main() -> None:
         opener = Opener(receive(sys.stdin.buffer))
         while True:
             send(answers, opener.open(receive(sys.stdin.buffer)))
-
