@@ -1,6 +1,6 @@
-"""A run's loss and learning rate as a picture, from the curves that training wrote for TensorBoard.
+"""The loss and learning rate of runs that follow each other as a picture, from the curves that training wrote.
 
-python benchmarks/training_curve.py --run build/mini --out docs/images/mini_training.png
+python benchmarks/training_curve.py --run build/mini build/mini-reason --out docs/images/mini_training.png
 """
 
 from __future__ import annotations
@@ -18,18 +18,25 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--run", type=Path, required=True, help="the folder that the recipe names as `out`")
+    parser.add_argument(
+        "--run", type=Path, nargs="+", required=True, help="the folders that the recipes name as `out`, in order"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     figure, (loss, rate) = plt.subplots(
         2, 1, figsize=(8, 5), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
     for axes, name, scale in ((loss, "loss", "log"), (rate, "learning_rate", "linear")):
-        steps, values = curve(options.run, name)
-        axes.plot(steps, values, linewidth=1.2)
+        before = 0  # steps of the runs that went before
+        for run in options.run:
+            steps, values = curve(run, name)
+            axes.plot([before + step for step in steps], values, linewidth=1.2, label=run.name)
+            before += steps[-1]
         axes.set_yscale(scale)
         axes.set_ylabel(name.replace("_", " "))
         axes.grid(alpha=0.3, which="both")
+    if len(options.run) > 1:
+        loss.legend()
     loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_formatter(NullFormatter())  # labels of every digit would run into each other
