@@ -150,6 +150,19 @@ def test_a_removed_folder_comes_back(commands: Commands, many: Path, tmp_path: P
     assert f"{PICTURES - 2}  answered" in printed  # none twice
 
 
+def test_ctrl_c_keeps_what_is_answered(commands: Commands, many: Path, tmp_path: Path) -> None:
+    """Exit status 130 at once, a line that says how to go on, no process left behind; then the rest is answered."""
+    out = tmp_path / "out.jsonl"
+    process = commands.start(*batch(many, out))
+    assert wait_until(lambda: lines(out.with_name("out.jsonl.partial")) > 0, process)
+    os.kill(process, signal.SIGINT)
+    assert commands.finish() == 130
+    assert commands.log.read_text() == f"vision-lm: stopped; the same command goes on with {out}\n"
+    commands.run(*batch(many, out))
+    assert "kept from an earlier run" in commands.log.read_text()
+    assert len(json_rows(out)) == PICTURES
+
+
 def test_only_what_changed_is_answered_again(answer: Answer, photos: Path, tmp_path: Path) -> None:
     """By the hash of a file's bytes: another picture under the same name, a new one, a renamed one, a removed one."""
     out = tmp_path / "out.jsonl"

@@ -42,7 +42,7 @@ def run(settings: Settings, vlm: VisionLM | None = None) -> Summary:
     first = next(planned)  # what is wrong with the inputs is mostly known here, before the model is loaded
     if vlm is not None:
         return _run(settings, vlm, questions, writer, itertools.chain([first], planned))
-    with _threads(settings.threads):
+    with torch_threads(settings.threads):
         vlm = vision_lm.load(settings.model, settings.device, quantize=settings.quantize)
         if not vlm.config.projector_trained:
             warnings.warn(
@@ -94,8 +94,8 @@ def _run(
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    """How many threads torch computes with, for as long as the run lasts."""
+def torch_threads(wanted: int | None) -> Iterator[None]:
+    """As many threads for torch as a run has: see `Settings.threads`. Afterwards as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(wanted or max(1, before // 2))
     try:
