@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.backend import Backend, Reply, Settings
+from demo.failures import told
 from demo.picture import open_picture
-from vision_lm.errors import VisionLMError
 from vision_lm.prompts import CaptionLength, Turn, check_question
 
 AT_ONCE = 8  # pictures under way
@@ -114,8 +114,8 @@ def _row(backend: Backend, file: Path, job: Job, stop: threading.Event) -> Row |
             if stop.is_set():
                 writing.close()
                 return None
-    except VisionLMError as error:
-        return Row(file.name, error=str(error), thumbnail=thumbnail)
+    except Exception as error:  # whatever it is: the other files go on
+        return Row(file.name, error=told(error), thumbnail=thumbnail)
     return Row(file.name, reply, thumbnail=thumbnail)
 
 

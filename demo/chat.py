@@ -8,9 +8,10 @@ from pathlib import Path
 
 from demo.backend import Backend, Settings
 from demo.conversation import CaptionRequest, Conversation, Question
+from demo.failures import told
 from demo.picture import open_pictures
 from demo.stopping import Stops, until_stopped
-from vision_lm.errors import RequestError, VisionLMError
+from vision_lm.errors import RequestError
 from vision_lm.explain import Explanation
 from vision_lm.prompts import CaptionLength
 
@@ -119,9 +120,9 @@ class Chat:
                 for reply in until_stopped(conversation.write(self.backend, settings), stop):
                     conversation = conversation.reply(reply)
                     yield View(conversation, None, notices, busy=True)
-            except VisionLMError as error:
+            except Exception as error:  # whatever it is: a page that stays busy would be of no use any more
                 kept = None if draft is None else replace(draft, files=draft.files[number:])
-                yield View(before, kept, (*notices, str(error)))
+                yield View(before, kept, (*notices, told(error)))
                 return
             if stop.is_set():
                 break

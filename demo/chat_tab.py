@@ -12,10 +12,10 @@ from demo.backend import Backend
 from demo.chat import Chat, Draft, View
 from demo.conversation import Conversation
 from demo.examples import EXAMPLES, ON_LOAD, gallery
+from demo.failures import told
 from demo.live import Changes, live, notices, session_of
 from demo.looked import CANNOT_LOOK, NOT_LOOKED, figure
 from demo.settings import chosen, controls
-from vision_lm.errors import VisionLMError
 from vision_lm.prompts import CaptionLength
 
 LENGTHS: tuple[CaptionLength, ...] = get_args(CaptionLength)
@@ -167,8 +167,8 @@ class ChatTab:
     ) -> Changes:
         try:
             found = self.chat.explain(conversation, picture or 0, chosen(model, temperature, tokens))
-        except VisionLMError as error:
-            return {self.notice: notices([str(error)])}
+        except Exception as error:
+            return {self.notice: notices([told(error)])}
         return {self.looked: figure(found), self.notice: ""}
 
     def _example(self, event: gr.EventData) -> Any:

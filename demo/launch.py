@@ -42,9 +42,15 @@ def run(options: argparse.Namespace) -> None:
 def backend_of(options: argparse.Namespace) -> Backend:
     """Raises VisionLMError: no such checkpoint, no such server."""
     if options.server is not None:
+        if options.device != "auto" or options.quantize:
+            raise VisionLMError(
+                "--device and --quantize are the server's own affair; leave them out, or --server"
+            )
         from demo.over_http import Server
 
         return Server(options.server, api_key(options.api_key_file))
+    if options.api_key_file is not None:
+        raise VisionLMError("--api-key-file is the key of a server; give --server URL, or leave the key out")
     import vision_lm
     from demo.in_process import InProcess
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import mimetypes
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import httpx
 from demo.backend import Reply, Settings, Writing
 from vision_lm.errors import RequestError, VisionLMError
 from vision_lm.explain import Explanation
+from vision_lm.images import read_image
 from vision_lm.prompts import CaptionLength, Turn
 
 NO_EXPLANATION = "a service does not say where its model looked; open the page without --server"
@@ -29,11 +29,15 @@ class Server:
 
     def __init__(self, address: str, key: str | None = None) -> None:
         """`address`: http(s)://host:port. Raises VisionLMError if no service answers there, or asks for another key."""
-        if not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", address):
-            raise VisionLMError(f"--server {address!r} is no address; give http://HOST:PORT")
         self.address = address.rstrip("/").removesuffix("/v1")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=self.address, headers=headers, timeout=TIMEOUT)
+        try:
+            self._client = httpx.Client(base_url=self.address, headers=headers, timeout=TIMEOUT)
+            complete = self._client.base_url.scheme in ("http", "https") and self._client.base_url.host
+        except (httpx.InvalidURL, ValueError):
+            complete = False
+        if not complete:
+            raise VisionLMError(f"--server {address[:200]!r} is no address; give http://HOST:PORT")
         self.models = self._names()
 
     @property
@@ -47,7 +51,7 @@ class Server:
             response = self._client.post(
                 "/v1/caption",
                 data=fields,
-                files={"image": (picture.name, picture.read_bytes(), _type(picture))},
+                files={"image": (picture.name, read_image(picture), _type(picture))},
             )
             _check(response)
             given = response.json()
@@ -134,7 +138,7 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 
 def _data_url(picture: Path) -> str:
     """The file as it is: what the service sees is what the Python API would."""
-    return f"data:{_type(picture)};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    return f"data:{_type(picture)};base64,{base64.b64encode(read_image(picture)).decode()}"
 
 
 def _type(picture: Path) -> str:

@@ -99,6 +99,14 @@ def test_a_batch_is_watched_and_stopped(
         pictures[number % len(pictures)].resize((40 + number, 40)).save(path)
     with serving(InProcess({"slow": slow})) as address, visiting(address) as visit:
         drop(visit, paths)
+        visit.button("Settings").click()
+        for name, value in (
+            ("Temperature", "2"),
+            ("Longest answer", "96"),
+        ):  # greedy, it would soon repeat itself
+            number = visit.page.locator(".tabitem:visible").get_by_label(f"number input for {name}")
+            number.fill(value)
+            number.press("Tab")
         visit.button("Start").click()
         visit.page.locator("#answers tbody tr").first.wait_for()
         assert visit.button("Stop").is_enabled() and not visit.button("Download CSV").is_enabled()

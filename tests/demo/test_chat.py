@@ -115,6 +115,25 @@ def test_nothing_is_lost_when_something_is_refused(files: list[Path], no_picture
     assert again.conversation == good.conversation and again.notices == ("that is refused",)
 
 
+def test_a_fault_of_ours_leaves_a_page_that_works(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The visitor reads one line, the log has the reason, and the question is still there."""
+
+    def broken(*_: object) -> Writing:
+        raise ZeroDivisionError("secret")
+        yield
+
+    told = Told()
+    monkeypatch.setattr(told, "answer", broken)
+    view = last(Chat(told).send(Draft("Now?", (files[0],)), Conversation(), SETTINGS, "me"))
+    assert view.draft == Draft("Now?", (files[0],))
+    assert view.notices[0].startswith("the model failed (ZeroDivisionError); try again")
+    assert "secret" in caplog.text and "secret" not in view.notices[0]
+    *_, now = run(told, files, Job(SETTINGS, question="What?"), threading.Event())
+    assert all("ZeroDivisionError" in row.error for row in now.rows)
+
+
 def test_stopping_does_not_wait_for_the_model(files: list[Path]) -> None:
     """The answer so far stays, and can be asked for again."""
     told = Told(waits=threading.Event())

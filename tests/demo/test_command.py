@@ -45,6 +45,12 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--server", "localhost:8000"], "'localhost:8000' is no address; give http://HOST:PORT"),
         (["--server", "http://127.0.0.1:9", "--model", "mini"], "not allowed with argument"),
         (["--server", "http://127.0.0.1:9", "--api-key-file", "nowhere"], "nowhere: cannot be read"),
+        (
+            ["--server", "http://127.0.0.1:9", "--device", "cpu"],
+            "are the server's own affair; leave them out",
+        ),
+        (["--server", "http://here:port"], "'http://here:port' is no address"),
+        (["--api-key-file", "nowhere"], "--api-key-file is the key of a server; give --server URL"),
         (["--host", "0.0.0.0"], "0.0.0.0 can be reached from other machines, and no --auth is set"),
         (["--share"], "--share gives the page an address for everyone, and no --auth is set"),
         (["--auth", "nobody"], "--auth: entry 1 is not USER:PASSWORD; give a name, a colon, a password"),
