@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import vision_lm
 from projector.data import easy_vqa
@@ -48,6 +49,51 @@ def test_existence_in_a_photograph(mini: VisionLM) -> None:
     cat = EXAMPLES / "cat.jpg"
     assert mini.ask(cat, "Is there a cat?").text == "yes"
     assert mini.ask(cat, "Is there a dog?").text == "no"
+
+
+def mixed_requests() -> list[list[dict[str, object]]]:
+    """64 conversations about none to three parts of the photographs: captions of each length, and questions."""
+    chance = random.Random(5)
+    photographs = [
+        Image.open(EXAMPLES / name) for name in ("cat.jpg", "coffee.jpg", "rocket.jpg", "astronaut.jpg")
+    ]
+    asked = (
+        "Describe the image briefly.",
+        "Describe the image.",
+        "Describe the image in detail.",
+        "What is this?",
+    )
+    asked += (
+        "Is there a cat?",
+        "How many things are there?",
+        "What is left of the cup, and what colour is it?",
+    )
+    requests = []
+    for number in range(64):
+        content: list[dict[str, object]] = []
+        for _ in range((1, 1, 2, 0, 3)[number % 5]):
+            whole = chance.choice(photographs)
+            side = chance.randint(60, min(whole.size))
+            x, y = (chance.randrange(edge - side + 1) for edge in whole.size)
+            content.append({"type": "image", "image": whole.crop((x, y, x + side, y + side))})
+        content.append({"type": "text", "text": chance.choice(asked)})
+        requests.append([{"role": "user", "content": content}])
+    return requests
+
+
+@pytest.mark.slow
+def test_batching_changes_no_answer(mini: VisionLM) -> None:
+    """Each of 64 mixed requests has the same greedy tokens, to its own end, alone and in batches, in any order."""
+    requests = mixed_requests()
+    alone = [mini.chat(request).tokens for request in requests]
+    assert len(set(alone)) > 20  # it would mean little otherwise
+    for size in (2, 7, 64):
+        order = list(range(64))
+        random.Random(size).shuffle(order)
+        for start in range(0, 64, size):
+            numbers = order[start : start + size]
+            answers = mini.chat([requests[number] for number in numbers])
+            assert [answer.tokens for answer in answers] == [alone[number] for number in numbers]
 
 
 @pytest.mark.slow
