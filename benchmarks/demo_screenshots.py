@@ -22,7 +22,7 @@ from demo.in_process import InProcess
 from demo.launch import free_port, opened, own_folder
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-COLOURS = 128  # of a palette: a page is mostly plain, and the files stay small
+MOST_BYTES = 300_000  # of a file; beyond it a palette has to do
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,11 @@ def many_pictures(page: Any) -> None:
 
 
 def save(png: bytes, path: Path) -> None:
-    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    image = Image.open(io.BytesIO(png)).convert("RGB")
     image.save(path, optimize=True)
-    print(f"{path}: {path.stat().st_size:,} bytes")
+    if path.stat().st_size > MOST_BYTES:
+        image.quantize(256).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size:,} bytes", flush=True)
 
 
 if __name__ == "__main__":

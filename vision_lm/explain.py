@@ -139,8 +139,10 @@ def explain(
     forced = vlm.task(len(vlm.prompts.answer_ids(answer or said.text)), only)
     if answer is not None:
         said = vlm.submit(turns, forced, pictures).answer()
+    explained = opened[picture]
+    assert isinstance(explained, Picture)  # not one that is encoded already: it was opened here
     likely: list[float] = []  # the probability of each variant
-    variants = _variants(opened[picture], grid)
+    variants = _variants(explained, grid)
     while some := list(islice(variants, AT_ONCE)):
         prompts = [Prompt(prompt.ids, [*opened[:picture], one, *opened[picture + 1 :]]) for one in some]
         likely += [math.exp(fmean(one.logprobs)) for one in vlm.engine.generate(prompts, forced.sampling)]
