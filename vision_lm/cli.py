@@ -17,6 +17,7 @@ from vision_lm import __version__, commands
 from vision_lm.batch.arguments import add_arguments as add_batch_arguments
 from vision_lm.commands import complain
 from vision_lm.errors import VisionLMError
+from vision_lm.evaluate.arguments import add_arguments as add_eval_arguments
 from vision_lm.server.arguments import add_arguments as add_serve_arguments
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # exit statuses, as shells report these signals
@@ -105,7 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     batched = command("batch", commands.batch, "answer about any number of images into one file, resumably")
     add_batch_arguments(batched)
 
-    for one in (captioned, asked, chatted, batched):
+    evaluated = command("eval", commands.evaluate, "score a model on a published task or one of our own")
+    add_eval_arguments(evaluated)
+
+    for one in (captioned, asked, chatted, batched, evaluated):
         one.add_argument(
             "--model", default="mini", help="embedded name, folder or hub id (default: %(default)s)"
         )
@@ -115,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--quantize", choices=("int8", "int4"), help="keep the language model's weights in so few bits"
         )
+    for one in (captioned, asked, chatted, batched):
         one.add_argument(
             "--allow-url-host",
             metavar="HOST",

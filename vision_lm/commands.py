@@ -80,6 +80,24 @@ def batch(options: argparse.Namespace) -> int:
     return BAD_INPUT if summary.failed else 0
 
 
+def evaluate(options: argparse.Namespace) -> int:
+    """Scores with their intervals, and a folder that holds everything behind them."""
+    from vision_lm.evaluate import arguments, run
+
+    settings = arguments.settings(options)
+    if settings.progress:
+        with _extra("eval"):
+            import tqdm  # noqa: F401  (before anything is answered)
+    try:
+        result = run(settings)
+    except KeyboardInterrupt:
+        print(f"vision-lm: stopped; the same command goes on with {settings.out}", file=sys.stderr)
+        raise
+    print(result)
+    print(f"{settings.out}: scores.json, report.html")
+    return 0
+
+
 def create(options: argparse.Namespace) -> int:
     """Compose a checkpoint with a fresh projector."""
     from vision_lm.create import create as compose

@@ -37,3 +37,7 @@ class TrainingError(VisionLMError):
 
 class BatchError(VisionLMError):
     """Inputs, settings or an output file with which a batch run cannot begin or go on."""
+
+
+class EvaluationError(VisionLMError):
+    """A task's files, predictions or settings with which an evaluation cannot begin or be scored."""

@@ -1,0 +1,59 @@
+"""Bootstrap intervals (Efron 1979): pictures are drawn with replacement, since questions about one are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vision_lm.evaluate.tasks import Measured, Scorer
+
+LOW, HIGH = 2.5, 97.5  # percentiles of a 95% interval
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+    items: int
+
+
+def scores(
+    scorer: Scorer, measured: Measured, pictures: Sequence[str], seed: int, resamples: int
+) -> dict[str, Score]:
+    """Every metric over all items. `pictures`: the picture of each item.
+
+    The percentile interval of `resamples` draws by numpy's PCG64 from `seed`.
+    """
+    values = scorer.combine(measured.counts.sum(axis=0))
+    drawn = _resampled(_by_picture(measured.counts, pictures), seed, resamples)
+    spread = scorer.combine(drawn)
+    found = {}
+    for name, value in values.items():
+        low, high = np.percentile(spread[name], [LOW, HIGH])
+        found[name] = Score(float(value), float(low), float(high), len(pictures))
+    return found
+
+
+def _by_picture(counts: np.ndarray, pictures: Sequence[str]) -> np.ndarray:
+    """(items, K) -> (pictures, K), in the order of first mention."""
+    places: dict[str, int] = {}
+    rows = [places.setdefault(picture, len(places)) for picture in pictures]
+    sums = np.zeros((len(places), counts.shape[1]))
+    np.add.at(sums, rows, counts)
+    return sums
+
+
+def _resampled(rows: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+    """(pictures, K) -> sums (resamples, K) of as many pictures drawn with replacement."""
+    generator = np.random.default_rng(seed)
+    count = len(rows)
+    sums = np.empty((resamples, rows.shape[1]))
+    for one in range(resamples):
+        times = np.bincount(generator.integers(0, count, count), minlength=count)
+        sums[one] = (times[:, None] * rows).sum(axis=0)
+    return sums

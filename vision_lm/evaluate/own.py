@@ -1,0 +1,121 @@
+"""Our own tasks, on what `vision-lm data build` made: easy-VQA, scenes, names of drawings, and hallucination."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from projector.data import easy_vqa as package
+from projector.data.caption_objects import hallucinated, named_things
+from projector.data.corpus import CAPTION_REQUESTS, HELD_OUT_STYLE
+from projector.data.pictures import load_pictures
+from projector.data.samples import Sample, iter_jsonl
+from projector.data.scene_grammar import with_article
+from projector.data.scene_vocabulary import Scene, Thing
+from vision_lm.evaluate.answers import Accuracy, exact
+from vision_lm.evaluate.json_files import require
+from vision_lm.evaluate.settings import TaskFiles
+from vision_lm.evaluate.tasks import Item, Measured, Scores, Task, mean
+
+CALIBRATED = 0.25  # the first part of every held-out file, on which a confidence may have been fitted
+NOWHERE = (0.0, 0.0, 0.0, 0.0)  # the box of a thing that only counts as there
+
+
+def easy_vqa(files: TaskFiles) -> Task:
+    """easy-VQA's official test split, which its package has inside."""
+    items = tuple(
+        Item(str(number), Path(one.image), (one.answer,), one.question, one.kind)
+        for number, one in enumerate(package.test())
+    )
+    return Task("easy-vqa", items, Accuracy(exact), (), blind=True)
+
+
+def scenes(files: TaskFiles) -> Task:
+    """Questions about drawn scenes of seeds that were never trained."""
+    path = _held_out(files, "scenes.jsonl")
+    items = [
+        Item(f"{number}/{place}", sample.images[0], (turn.answer,), turn.question, turn.kind)
+        for number, sample in _reported(path)
+        for place, turn in enumerate(sample.turns)
+        if turn.kind != "caption"
+    ]
+    return Task("scenes", tuple(items), Accuracy(exact), (path,), blind=True)
+
+
+def names(files: TaskFiles) -> Task:
+    """Drawings in a style never trained, of things whose name was; an alias is right, too."""
+    path = _held_out(files, "drawings.jsonl")
+    aliases: dict[str, set[str]] = defaultdict(set)
+    trained = set()
+    for picture in load_pictures(files.data):
+        aliases[picture.name] |= {picture.name, *picture.aliases}
+        if picture.style != HELD_OUT_STYLE:
+            trained.add(picture.name)
+    items = []
+    for number, sample in _reported(path):
+        name = next((turn.answer for turn in sample.turns if turn.kind == "name"), "")
+        name = name.removeprefix("a ").removeprefix("an ")
+        if name in trained:
+            right = sorted({form for one in aliases[name] for form in (one, with_article(one))})
+            items.append(Item(str(number), sample.images[0], tuple(right), "What is this?", "name"))
+    return Task("names", tuple(items), Accuracy(exact), (path,), blind=True)
+
+
+def hallucination(files: TaskFiles) -> Task:
+    """Captions of scenes: which of the objects that they name are there."""
+    path = _held_out(files, "scenes.jsonl")
+    vocabulary = frozenset(picture.name for picture in load_pictures(files.data))
+    items = []
+    for number, sample in _reported(path):
+        truth = [turn.answer for turn in sample.turns if turn.question == CAPTION_REQUESTS["normal"]]
+        if truth:
+            items.append(Item(str(number), sample.images[0], (truth[0],)))
+    return Task("hallucination", tuple(items), NamedObjects(vocabulary), (path,), blind=True)
+
+
+class NamedObjects:
+    """Objects that captions name against those that a caption known to name everything names.
+
+    After CHAIR (Rohrbach et al. 2018, arXiv 1809.02156), with counts and colours: "three red stars" names three.
+    """
+
+    headline = ""
+
+    def __init__(self, vocabulary: Collection[str]) -> None:
+        self._vocabulary = vocabulary
+
+    def measure(self, items: Sequence[Item], answers: Sequence[str]) -> Measured:
+        """Counts: objects named, of these not there, objects there, of these named, captions with one not there, 1."""
+        rows = []
+        for item, answer in zip(items, answers, strict=True):
+            truth = named_things(item.references[0], self._vocabulary)
+            things = tuple(
+                Thing(one.noun, one.colour, "", None, NOWHERE) for one in truth for _ in range(one.count)
+            )
+            named, wrong = hallucinated(answer, Scene(things, "white", None), self._vocabulary)
+            said = {(one.colour, one.noun) for one in named_things(answer, self._vocabulary)}
+            found = sum((thing.colour, thing.noun) in said for thing in things)
+            rows.append([named, wrong, len(things), found, wrong > 0, 1])
+        counts = np.array(rows, dtype=float)
+        return Measured(counts, 1 - counts[:, 4])
+
+    def combine(self, sums: np.ndarray) -> Scores:
+        return {
+            "objects not there": mean(sums, 1, 0),
+            "captions with one": mean(sums, 4, 5),
+            "objects found": mean(sums, 3, 2),
+            "objects a caption": mean(sums, 0, 5),
+        }
+
+
+def _held_out(files: TaskFiles, name: str) -> Path:
+    path = files.data / "corpus" / "held_out" / name
+    return require(path, "--data", f"what `vision-lm data build --out {files.data}` makes")
+
+
+def _reported(path: Path) -> list[tuple[int, Sample]]:
+    samples = list(enumerate(iter_jsonl(path)))
+    return samples[round(CALIBRATED * len(samples)) :]
