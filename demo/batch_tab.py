@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
 
 from demo.backend import Backend
 from demo.batch import Job, Progress, Row, run, to_csv, to_jsonl
@@ -116,13 +116,11 @@ class BatchTab:
             self.jsonl: gr.update(interactive=False),
         }
         if not running and now.rows:
-            # Gradio copies them into its own folder, which is cleaned.
-            with tempfile.TemporaryDirectory() as folder:
-                for button, name, text in (
-                    (self.csv, "answers.csv", to_csv(now.rows)),
-                    (self.jsonl, "answers.jsonl", to_jsonl(now.rows)),
-                ):
-                    path = Path(folder) / name
-                    path.write_text(text, encoding="utf-8", newline="")
-                    changes[button] = gr.update(interactive=True, value=str(path))
+            for button, name, text in (
+                (self.csv, "answers.csv", to_csv(now.rows)),
+                (self.jsonl, "answers.jsonl", to_jsonl(now.rows)),
+            ):
+                path = save_bytes_to_cache(text.encode(errors="backslashreplace"), name, button.GRADIO_CACHE)
+                button.temp_files.add(path)  # those that are deleted after their time
+                changes[button] = gr.update(interactive=True, value=path)
         return changes

@@ -99,7 +99,7 @@ def test_a_batch_is_watched_and_stopped(
         pictures[number % len(pictures)].resize((40 + number, 40)).save(path)
     with serving(InProcess({"slow": slow})) as address, visiting(address) as visit:
         drop(visit, paths)
-        visit.button("Settings").click()
+        visit.page.locator(".tabitem:visible").get_by_role("button", name="Settings").click()
         for name, value in (
             ("Temperature", "2"),
             ("Longest answer", "96"),
