@@ -100,18 +100,20 @@ class CocoCaptions:
         from pycocoevalcap.meteor.meteor import Meteor
         from pycocoevalcap.spice import spice
 
-        results = []
+        results: list[tuple[str, np.ndarray | None, str]] = []
         models = Path(spice.__file__).parent / "lib" / "stanford-corenlp-3.6.0.jar"
         for name, make in (("METEOR", Meteor), ("SPICE", spice.Spice)):
             if name == "SPICE" and not models.is_file():
-                results.append((name, None, f"SPICE not computed: its parser is not at {models}"))
+                results.append((name, None, f"SPICE not computed: spice/lib lacks {models.name}"))
                 continue
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    scores = make().compute_score(references, said)[1]
+                    total, scores = make().compute_score(references, said)
                 if name == "SPICE":
                     scores = [one["All"]["f"] for one in scores]
-                results.append((name, np.asarray(scores, dtype=float), ""))
+                each = np.asarray(scores, dtype=float)
+                # COCO's METEOR is of the counts of all captions, which Java keeps: the mean is moved to it.
+                results.append((name, each + (float(total) - each.mean()), ""))
             except Exception as error:  # a Java program that cannot run here costs its own score
                 reason = " ".join(str(error).split())[:120]
                 results.append((name, None, f"{name} not computed: {type(error).__name__} {reason}"))

@@ -173,9 +173,11 @@ def _same_ids(first: Path, questions: dict[str, Any], second: Path, annotations:
 
 
 def _lines(path: Path) -> list[Any]:
-    found, number = [], 1
+    found: list[Any] = []
+    number = 0
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        for line in path.read_text(encoding="utf-8-sig").splitlines():
+            number += 1  # also known where reading fails
             if line.strip():
                 found.append(json.loads(line))
     except (OSError, ValueError) as error:
