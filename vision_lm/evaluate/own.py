@@ -15,8 +15,8 @@ from projector.data.pictures import load_pictures
 from projector.data.samples import Sample, iter_jsonl
 from projector.data.scene_grammar import with_article
 from projector.data.scene_vocabulary import Scene, Thing
+from vision_lm.errors import EvaluationError
 from vision_lm.evaluate.answers import Accuracy, exact
-from vision_lm.evaluate.json_files import require
 from vision_lm.evaluate.settings import TaskFiles
 from vision_lm.evaluate.tasks import Item, Measured, Scores, Task, mean
 
@@ -113,7 +113,11 @@ class NamedObjects:
 
 def _held_out(files: TaskFiles, name: str) -> Path:
     path = files.data / "corpus" / "held_out" / name
-    return require(path, "--data", f"what `vision-lm data build --out {files.data}` makes")
+    if not path.is_file():
+        raise EvaluationError(
+            f"--data {files.data}: lacks {path}; `vision-lm data build --out {files.data}` makes it"
+        )
+    return path
 
 
 def _reported(path: Path) -> list[tuple[int, Sample]]:
