@@ -29,7 +29,7 @@ def mini() -> VisionLM:
         pytest.param(
             "rocket.jpg",
             ("rocket", "missile", "shuttle"),
-            marks=pytest.mark.xfail(strict=True, reason="mini says an airplane wing: docs/mini.md"),
+            marks=pytest.mark.xfail(strict=True, reason="mini says an oil rig: docs/mini.md"),
         ),
         pytest.param(
             "astronaut.jpg",
