@@ -212,7 +212,11 @@ def test_without_a_compiler_torch_decodes(
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = text_config()
-    with caplog.at_level(logging.INFO):
+    log = logging.getLogger("vision_lm")
+    monkeypatch.setattr(
+        log, "propagate", True
+    )  # a server that ran before in this process keeps its lines to itself
+    with caplog.at_level(logging.INFO, logger="vision_lm"):
         decoder = make_decoder(config, random_phi(config).state_dict(), CPU, torch.float32)
     assert type(decoder) is TorchDecoder
     assert len(caplog.messages) == 1 and message in caplog.messages[0]

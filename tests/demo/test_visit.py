@@ -92,6 +92,7 @@ def test_a_stream_that_is_watched_stopped_and_tried_again(
             visit.page.get_by_label(f"number input for {name}").fill(value)
             visit.page.get_by_label(f"number input for {name}").press("Tab")
         visit.add(files[0])
+        already = slow.engine.stats.generated_tokens  # other tests ask this model too
         visit.ask(QUESTION)
         lengths = [0]
         for _ in range(3):
@@ -106,7 +107,7 @@ def test_a_stream_that_is_watched_stopped_and_tried_again(
         visit.button("Retry").and_(visit.page.locator(":enabled")).wait_for()
         slow.engine.wait()  # it has nothing to do any more
         stopped = visit.texts()
-        assert len(stopped) == 1 and slow.engine.stats.generated_tokens < 500
+        assert len(stopped) == 1 and slow.engine.stats.generated_tokens - already < 500
         before = slow.engine.stats.generated_tokens
         visit.button("Retry").click()
         visit.button("Stop").and_(visit.page.locator(":enabled")).wait_for()

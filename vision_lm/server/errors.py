@@ -60,8 +60,9 @@ class ApiError(HTTPException):
 
 
 def error_body(status: int, message: str, code: str, param: str | None = None) -> ErrorBody:
-    # A lone surrogate, which JSON can spell, has no bytes and could not be sent back.
+    # A lone surrogate, which JSON can spell, has no bytes and could not be sent back; pydantic repeats a tag's NULs.
     message = " ".join(message.encode(errors="backslashreplace").decode().split())[:MESSAGE_CHARACTERS]
+    message = "".join(character if character.isprintable() else "\ufffd" for character in message)
     return ErrorBody(error=Error(message=message, type=_type(status), param=param, code=code))
 
 
