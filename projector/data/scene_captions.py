@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from projector.data.scene_grammar import counted, listed, sentence, with_article
-from projector.data.scene_references import DIRECTIONS, clearly, name_of, place_of, references
+from projector.data.scene_references import clear_relations, name_of, place_of, references
 from projector.data.scene_vocabulary import EASY_VQA_BACKGROUND, Scene, Thing
 
 CaptionLength = Literal["short", "normal", "long"]
@@ -95,14 +95,7 @@ def _full_name(thing: Thing) -> str:
 
 def _relation(scene: Scene, rng: random.Random) -> str | None:
     """ "The circle is left of the star.", when two things can be told apart and clearly stand so."""
-    pairs = [
-        (thing, direction, other)
-        for thing in scene.things
-        for other in scene.things
-        if thing is not other
-        for direction in DIRECTIONS
-        if clearly(direction, thing, other, scene.side)
-    ]
+    pairs = clear_relations(scene.things, scene.side)
     rng.shuffle(pairs)
     for thing, direction, other in pairs:
         names = [

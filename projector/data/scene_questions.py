@@ -57,8 +57,8 @@ _MIXED = (
     _Way("list", ask_list, 1.5),
     _Way("what", ask_what, 1.5),
 )
-# What two looks are needed for. After 5,400 steps on `_MIXED`, "Is A left of B?" was still answered at chance,
-# though "What is left of B?" was right nine times in ten: one bit an answer teaches too little.
+# What two looks are needed for. After 5,400 steps on `_MIXED`, "Is A left of B?" was hardly better than chance,
+# though "What is left of B?" was mostly right: one bit an answer teaches too little.
 _REASONING = (
     _Way("relation", ask_whether, 6),
     _Way("side", ask_side, 5),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from projector.data.scene_grammar import with_article
 from projector.data.scene_vocabulary import Scene, Thing
@@ -86,6 +86,18 @@ def clearly(direction: str, thing: Thing, other: Thing, side: int) -> bool:
         and thing.box[axis + 2] <= other.centre[axis]
         and other.box[axis] >= thing.centre[axis]
     )
+
+
+def clear_relations(things: Sequence[Thing], side: int) -> list[tuple[Thing, str, Thing]]:
+    """Every (thing, direction, other) that is beyond doubt among these."""
+    return [
+        (thing, direction, other)
+        for thing in things
+        for other in things
+        if thing is not other
+        for direction in DIRECTIONS
+        if clearly(direction, thing, other, side)
+    ]
 
 
 def only_thing(direction: str, other: Thing, scene: Scene) -> Thing | None:

@@ -6,7 +6,15 @@ import random
 from collections.abc import Sequence
 
 from projector.data.scene_grammar import is_plural
-from projector.data.scene_references import DIRECTIONS, OPPOSITE, clearly, describe, only_thing, place_of, the
+from projector.data.scene_references import (
+    DIRECTIONS,
+    OPPOSITE,
+    clear_relations,
+    describe,
+    only_thing,
+    place_of,
+    the,
+)
 from projector.data.scene_vocabulary import Asked, Scene, Thing, yes_or_no
 
 _CLEARLY_LARGER = 1.6  # ratio of box areas: a long thin thing beside a compact one is not
@@ -39,15 +47,7 @@ def ask_relation(scene: Scene, rng: random.Random, absent_names: Sequence[str]) 
 
 def ask_whether(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
     """ "Is the circle left of the star?"; both are there, and one is clearly on one side of the other."""
-    told_apart = _told_apart(scene, rng)
-    true = [
-        (thing, direction, other)
-        for thing in told_apart
-        for other in told_apart
-        if thing is not other
-        for direction in DIRECTIONS
-        if clearly(direction, thing, other, scene.side)
-    ]
+    true = clear_relations(_told_apart(scene, rng), scene.side)
     if not true:
         return None
     thing, direction, other = rng.choice(true)
@@ -85,15 +85,7 @@ def ask_which(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> 
 
 def ask_side(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
     """ "Is the circle left or right of the star?", "On which side of the star is the circle?": four answers, not two."""
-    told_apart = _told_apart(scene, rng)
-    true = [
-        (thing, direction, other)
-        for thing in told_apart
-        for other in told_apart
-        if thing is not other
-        for direction in DIRECTIONS
-        if clearly(direction, thing, other, scene.side)
-    ]
+    true = clear_relations(_told_apart(scene, rng), scene.side)
     if not true:
         return None
     thing, direction, other = rng.choice(true)

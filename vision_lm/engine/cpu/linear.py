@@ -71,8 +71,8 @@ class NativeLinear:
         rows = x.reshape(-1, x.shape[-1])  # (R, K)
         if x.dtype == torch.float32 or len(rows) < MANY:
             matrix = self.matrix
-            padded = F.pad(rows.float(), (0, matrix.inputs - self.inputs))
-            y = self.team.product(matrix, padded.contiguous())
+            rows, missing = rows.float(), matrix.inputs - self.inputs
+            y = self.team.product(matrix, (F.pad(rows, (0, missing)) if missing else rows).contiguous())
         elif self.weight.dtype == x.dtype:
             y = F.linear(rows, self.weight, self.bias.to(x.dtype))
         else:
