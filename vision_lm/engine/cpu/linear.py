@@ -14,7 +14,9 @@ from vision_lm.engine.rounding import CHUNK, GROUP, int4_groups, int8_rows
 from vision_lm.errors import RequestError
 
 STEP = 32  # inputs that the kernels read at a time, and int4 codes in the low halves of as many bytes
-MANY = 24  # rows from which a bfloat16 product by torch, with its tiles for matrices, is faster
+# Rows from which a bfloat16 product by torch, with its tiles for matrices, is faster: rounded weights must be
+# dequantised for it first.
+MANY, MANY_INT8, MANY_INT4 = 24, 64, 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,8 @@ class NativeLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (R, K)
-        if x.dtype == torch.float32 or len(rows) < MANY:
+        many = {torch.int8: MANY_INT8, torch.uint8: MANY_INT4}.get(self.weight.dtype, MANY)
+        if x.dtype == torch.float32 or len(rows) < many:
             matrix = self.matrix
             rows, missing = rows.float(), matrix.inputs - self.inputs
             y = self.team.product(matrix, (F.pad(rows, (0, missing)) if missing else rows).contiguous())
