@@ -35,7 +35,7 @@ from vision_lm.answer import Answer
 from vision_lm.model import VisionLM
 
 # Kinds that ask about shapes and about drawings.
-MIXED = ("existence", "count", "relation", "side", "place", "size", "compare")
+MIXED = ("existence", "count", "relation", "side", "place", "at", "nth", "size", "compare")
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,8 @@ def main() -> None:
             questions(corpus / "held_out" / "pairs.jsonl", names),
             _file_priors(corpus / "scenes.jsonl"),
         ),
-        "scenes, which side": (
-            [
-                item
-                for item in questions(corpus / "held_out" / "reasoning.jsonl", names)
-                if item.kind == "side"
-            ],
-            _file_priors(corpus / "reasoning.jsonl"),
-        ),
+        "scenes, which side": _some_kinds(corpus, "reasoning", ("side",), names),
+        "scenes, what is where": _some_kinds(corpus, "naming", ("at", "nth"), names),
         "drawings, unseen style": (
             held_out_names(arguments.data, corpus / "held_out" / "drawings.jsonl"),
             None,
@@ -112,6 +106,14 @@ def main() -> None:
     print("photographs:", json.dumps(report["photographs"], indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _some_kinds(
+    corpus: Path, beside: str, kinds: Collection[str], names: Collection[str]
+) -> tuple[list[Item], dict[str, str]]:
+    """Questions of these kinds from a file beside the scenes, and their blind answers."""
+    asked = questions(corpus / "held_out" / f"{beside}.jsonl", names)
+    return [item for item in asked if item.kind in kinds], _file_priors(corpus / f"{beside}.jsonl")
 
 
 def measure(vlm: VisionLM, items: Sequence[Item], priors: dict[str, str] | None) -> list[Score]:

@@ -3,6 +3,7 @@
     scenes.jsonl     synthetic scenes of shapes and cut-outs: independent questions and captions
     dialogues.jsonl  the same pictures, as short follow-up chats
     reasoning.jsonl  the same pictures: more questions of the kinds that need two looks
+    naming.jsonl     the same pictures: what is where, captions and lists
     drawings.jsonl   one emoji or clip-art drawing a picture, on any ground
     textures.jsonl   busy pictures of nothing, which lend their patches to class evidence
     easy_vqa.jsonl   easy-VQA's train split
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from projector.data import drawings, easy_vqa, scenes
 from projector.data.pictures import STYLES, Picture, load_pictures
 from projector.data.samples import QA, Sample, write_jsonl
-from projector.data.scenes import HeldOut, Sprite
+from projector.data.scenes import HeldOut, Scene, Sprite
 from projector.data.textures import texture
 from vision_lm.config import PromptConfig
 from vision_lm.prompts import CaptionLength
@@ -36,6 +37,7 @@ HELD_OUT_STYLE = "fluent-flat"
 UNIT = 200  # pictures to a unit of work
 SIZE = 256  # pixels a side
 CAPTION_SHARE = 0.7  # of the scenes that carry captions beside their questions
+BESIDE = ("dialogues", "reasoning", "naming")  # files of the same pictures
 _PROMPT = PromptConfig(image_token_id=0, eos_token_id=0)
 CAPTION_REQUESTS: dict[CaptionLength, str] = {
     "short": _PROMPT.caption_short,
@@ -100,7 +102,7 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
 
 @dataclass(frozen=True)
 class Part:
-    """A sample, and the file it goes to: "" for the main one, "dialogues" or "reasoning" for one beside it."""
+    """A sample, and the file it goes to: "" for the main one, or one of BESIDE for one beside it."""
 
     beside: str
     sample: Sample
@@ -108,7 +110,7 @@ class Part:
 
 def write_parts(path: Path, parts: Sequence[Part]) -> None:
     """The main samples to `path`, the others beside it: dialogues.jsonl for scenes, pairs_dialogues.jsonl for pairs."""
-    for beside in ("", "dialogues", "reasoning"):
+    for beside in ("", *BESIDE):
         some = [part.sample for part in parts if part.beside == beside]
         stem = beside if path.stem == "scenes" else f"{path.stem}_{beside}"
         if some:
@@ -148,19 +150,28 @@ def _scenes(
         asked = scenes.questions(scene, rng, 14, absent_names=rng.sample(names, min(20, len(names))))
         turns = list(asked)
         if rng.random() < CAPTION_SHARE:
-            turns += [
-                QA(CAPTION_REQUESTS[length], scenes.caption(scene, length, rng), "caption")
-                for length in CAPTION_REQUESTS
-            ]
+            turns += _captions(scene, rng)
         parts.append(Part("", Sample((path,), tuple(turns))))
         chat = scenes.dialogue(scene, rng)
         if len(chat) > 1:
             parts.append(Part("dialogues", Sample((path,), tuple(chat), linked=True)))
-        # A seed of their own: these questions can change and every picture stay as it is.
+        # Seeds of their own: these questions can change and every picture stay as it is.
         hard = scenes.reasoning(scene, random.Random(f"reasoning/{name}/{number}"), 14)
         if len(scene.things) > 1 and hard:
             parts.append(Part("reasoning", Sample((path,), tuple(hard))))
+        own = random.Random(f"naming/{name}/{number}")
+        if len(scene.things) > 1:
+            named = scenes.naming(scene, own, 8) + _captions(scene, own)
+            parts.append(Part("naming", Sample((path,), tuple(named))))
     return parts
+
+
+def _captions(scene: Scene, rng: random.Random) -> list[QA]:
+    """One of each length."""
+    return [
+        QA(request, scenes.caption(scene, length, rng), "caption")
+        for length, request in CAPTION_REQUESTS.items()
+    ]
 
 
 def _sprite(picture: Picture) -> Sprite:

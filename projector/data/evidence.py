@@ -26,6 +26,11 @@ from projector.data.samples import QA, Sample
 from vision_lm.config import PromptConfig
 from vision_lm.encoder import Features
 
+# How much the middle's evidence counts: the subject is mostly there, and classifiers are scored on centre crops.
+CENTRE = 2 / 3
+# The height of a peak: from one that can just be told from the noise to one beyond doubt.
+_PEAK = (3.0, 12.0)
+
 
 class EvidenceLender:
     """Draws class logits that look like a photograph's, and what is to be said about them."""
@@ -35,6 +40,7 @@ class EvidenceLender:
         rows = classifier.detach().float().cpu()
         rows = rows - rows.mean(0)
         rows = torch.nn.functional.normalize(rows, dim=1)
+        self.directions = rows.numpy()  # (1000, C), of length 1
         self.similarity = (rows @ rows.T).numpy()  # (1000, 1000), cosine
         self.captions = captions
 
@@ -55,9 +61,9 @@ class EvidenceLender:
         peaks = self._peaks(rng)
         base = np.zeros(len(CLASSES), np.float32)
         for peak in peaks:
-            base += self.similarity[peak] * rng.uniform(5.0, 14.0)
+            base += self.similarity[peak] * rng.uniform(*_PEAK)
             base[peak] += rng.uniform(0.0, 3.0)
-        shared = noise.normal(0, rng.uniform(0.5, 1.5), len(CLASSES))
+        shared = self._noise(noise, rng.random()) * rng.uniform(0.5, 1.5)
         views = []
         for _ in range(2):
             own = base + shared + noise.normal(0, 0.6, len(CLASSES))
@@ -69,7 +75,8 @@ class EvidenceLender:
     def sample(self, logits: np.ndarray, count: int, rng: random.Random) -> tuple[QA, ...]:
         """Questions and captions that are true of these logits."""
         exponent = np.exp(logits - logits.max(-1, keepdims=True))
-        facts = photo_facts.photo_facts((exponent / exponent.sum(-1, keepdims=True)).mean(0))
+        whole, centre = exponent / exponent.sum(-1, keepdims=True)  # (1000,) each
+        facts = photo_facts.photo_facts((1 - CENTRE) * whole + CENTRE * centre)
         requests = {
             "short": self.captions.caption_short,
             "normal": self.captions.caption_normal,
@@ -94,13 +101,18 @@ class EvidenceLender:
         turns = self.sample(logits, count, rng)
         return dataclasses.replace(sample, turns=turns, linked=False), mixed, torch.from_numpy(logits)
 
+    def _noise(self, noise: np.random.Generator, kin: float) -> np.ndarray:
+        """(1000,), of spread 1: the part `kin` shared by classes that are alike, the rest each class's own."""
+        alike = self.directions @ noise.normal(0, 1, self.directions.shape[1])
+        return np.sqrt(kin) * alike + np.sqrt(1 - kin) * noise.normal(0, 1, len(CLASSES))
+
     def _peaks(self, rng: random.Random) -> list[int]:
         draw = rng.random()
         if draw < 0.2:  # a person: several of the classes that come with one
             return rng.sample(self.people, rng.choice((1, 2, 2, 3)))
-        if draw < 0.32:  # two unlike things, so that neither is certain
+        if draw < 0.45:  # two unlike things, so that neither is certain
             return [rng.choice(self.nouns[noun]) for noun in rng.sample(list(self.nouns), 2)]
-        members = self.nouns[rng.choice(list(self.nouns))] if draw < 0.66 else None
+        members = self.nouns[rng.choice(list(self.nouns))] if draw < 0.75 else None
         if members is None:
             return [rng.randrange(len(CLASSES))]
         return rng.sample(members, min(len(members), rng.choice((1, 1, 2, 3))))

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from projector.data.scene_grammar import counted, listed, sentence, with_article
+from projector.data.scene_grammar import counted, is_plural, listed, sentence, with_article
 from projector.data.scene_references import clear_relations, name_of, place_of, references
 from projector.data.scene_vocabulary import EASY_VQA_BACKGROUND, Scene, Thing
 
@@ -103,7 +103,8 @@ def _relation(scene: Scene, rng: random.Random) -> str | None:
             for one in (thing, other)
         ]
         if names[0] and names[1]:
-            return sentence(f"the {names[0][0]} is {direction} the {names[1][0]}")
+            verb = "are" if is_plural(thing.noun) else "is"
+            return sentence(f"the {names[0][0]} {verb} {direction} the {names[1][0]}")
     return None
 
 

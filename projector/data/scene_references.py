@@ -10,6 +10,7 @@ from projector.data.scene_grammar import with_article
 from projector.data.scene_vocabulary import Scene, Thing
 
 CLEAR_MARGIN = 0.12  # of the picture's side, between two centres
+_NEAR = 0.04  # of the picture's side, to the border of two thirds
 DIRECTIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -64,13 +65,25 @@ def the(thing: Thing, scene: Scene, rng: random.Random, hide: Collection[str] = 
 
 def place_of(thing: Thing, side: int) -> str:
     """Which third of the picture the thing's centre is in, in words."""
-    across = ("left", "", "right")[min(2, int(3 * thing.centre[0] / side))]
-    down = ("top", "", "bottom")[min(2, int(3 * thing.centre[1] / side))]
+    return third_at(*thing.centre, side)
+
+
+def third_at(x: float, y: float, side: int) -> str:
+    """ "at the top left", "on the right", "in the middle": the third of the picture with this point."""
+    across = ("left", "", "right")[min(2, int(3 * x / side))]
+    down = ("top", "", "bottom")[min(2, int(3 * y / side))]
     if across and down:
         return f"at the {down} {across}"
     if across or down:
         return f"on the {across}" if across else f"at the {down}"
     return "in the middle"
+
+
+def thirds_near(thing: Thing, side: int) -> set[str]:
+    """The third with the thing's centre, and every other that it is too close to for the first to be beyond doubt."""
+    x, y = thing.centre
+    about = (-_NEAR * side, 0, _NEAR * side)
+    return {third_at(x + right, y + down, side) for right in about for down in about}
 
 
 def clearly(direction: str, thing: Thing, other: Thing, side: int) -> bool:

@@ -14,19 +14,18 @@ from projector.data.scene_references import (
     only_thing,
     place_of,
     the,
+    thirds_near,
 )
 from projector.data.scene_vocabulary import Asked, Scene, Thing, yes_or_no
 
 _CLEARLY_LARGER = 1.6  # ratio of box areas: a long thin thing beside a compact one is not
-_DOUBTFUL = 0.04  # of the picture's side, from the border of two thirds
 
 
 def ask_place(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
     """ "Where is the star?", in thirds of the picture; not where the thing's centre is close to their border."""
     thing = rng.choice(scene.things)
     the_thing = the(thing, scene, rng)
-    doubtful = any(abs(one / scene.side - third / 3) < _DOUBTFUL for one in thing.centre for third in (1, 2))
-    if the_thing is None or doubtful:
+    if the_thing is None or len(thirds_near(thing, scene.side)) > 1:
         return None
     verb = "are" if is_plural(the_thing) else "is"
     forms = (

@@ -18,7 +18,7 @@ from projector.data.scene_captions import caption
 from projector.data.scene_dialogue import dialogue
 from projector.data.scene_grammar import plural
 from projector.data.scene_palette import ground_shade, shade_of
-from projector.data.scene_questions import questions, reasoning
+from projector.data.scene_questions import naming, questions, reasoning
 from projector.data.scene_shapes import Point, outline
 from projector.data.scene_vocabulary import (
     BACKGROUNDS,
@@ -45,6 +45,7 @@ __all__ = [
     "caption",
     "compose",
     "dialogue",
+    "naming",
     "questions",
     "reasoning",
 ]
