@@ -1,6 +1,9 @@
-"""Fits how sure a checkpoint may call itself: Platt scaling on questions that it was not trained on.
+"""Fits how sure a checkpoint may call itself, on questions that it was not trained on, and when it should rather not answer.
 
-    python -m projector.calibrate --model build/mini --data data
+    python -m projector.calibrate --model build/mini --data data [--risk 0.05]
+
+Platt scaling of the probabilities; then, from the risk-coverage curve of the same answers, the confidence below which an
+answer counts as `unanswerable`: as many are given as can be with at most the share `--risk` of them wrong.
 
 The first CALIBRATION_SHARE of every held-out file is for this fit alone; `benchmarks/mini_quality.py` reports on
 the rest. One question of a kind and picture, so that no kind drowns the others.
@@ -10,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from projector.data.samples import QA, Sample, iter_jsonl
 from vision_lm.answer import Answer
 from vision_lm.checkpoint import read_checkpoint, write_checkpoint
 from vision_lm.config import Calibration
+from vision_lm.evaluate.selective import calibration_error, risk_coverage
 from vision_lm.model import VisionLM
 
 CALIBRATION_SHARE = 0.25
@@ -32,6 +35,9 @@ def main() -> None:
         "--model", type=Path, required=True, help="the checkpoint folder; its config.json is rewritten"
     )
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument(
+        "--risk", type=float, default=0.05, help="of the answers that are given, so many may be wrong (0.05)"
+    )
     arguments = parser.parse_args()
     checkpoint = read_checkpoint(arguments.model)
     plain = dataclasses.replace(
@@ -50,9 +56,13 @@ def main() -> None:
     right = np.array([str(answer) == turn.answer for answer, (_, turn) in zip(answers, asked, strict=True)])
     calibration = fit(probabilities, right)
     scaled = apply(calibration, probabilities)
+    threshold = risk_coverage(scaled, right).threshold(arguments.risk)
+    calibration = dataclasses.replace(calibration, unanswerable=threshold)
+    given = scaled >= threshold
     print(
         f"{len(asked)} questions, {right.mean():.1%} right; expected calibration error "
-        f"{calibration_error(probabilities, right):.1%} before, {calibration_error(scaled, right):.1%} after; {calibration}"
+        f"{calibration_error(probabilities, right):.1%} before, {calibration_error(scaled, right):.1%} after; "
+        f"{given.mean():.1%} are at least {threshold:.1%} sure, and {right[given].mean():.1%} of them right; {calibration}"
     )
     config = dataclasses.replace(checkpoint.config, calibration=calibration)
     write_checkpoint(arguments.model, config, checkpoint.tensors, checkpoint.tokenizer)
@@ -94,17 +104,6 @@ def apply(calibration: Calibration, probabilities: np.ndarray) -> np.ndarray:
     """Calibrated confidences (M,) of raw probabilities (M,), as `vision_lm.answer.confidence` gives them."""
     p = np.clip(probabilities, 1e-6, 1 - 1e-6)
     return 1 / (1 + np.exp(-(calibration.scale * np.log(p / (1 - p)) + calibration.shift)))
-
-
-def calibration_error(confidences: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017), equal-width bins: mean |confidence - accuracy|."""
-    places = np.minimum((confidences * bins).astype(int), bins - 1)
-    gaps = [
-        abs(confidences[places == b].mean() - right[places == b].mean()) * (places == b).mean()
-        for b in range(bins)
-        if (places == b).any()
-    ]
-    return math.fsum(gaps)
 
 
 if __name__ == "__main__":

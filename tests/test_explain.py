@@ -160,8 +160,8 @@ def test_it_says_where_in_words(vlm: VisionLM, pictures: list[Image.Image]) -> N
     """The overlay's text for those who cannot see it."""
     answer = vlm.ask(pictures[0], QUESTION)
     places = {(0, 2): "top right part", (1, 1): "middle", (1, 0): "left part", (2, 1): "bottom part"}
-    for cell, place in places.items():
-        cells = np.zeros((3, 3), dtype=np.float32)
-        cells[cell] = FAINTEST
-        found = Explanation(answer, pictures[0], cells, (0, 0, *pictures[0].size))
+    for (row, column), place in places.items():
+        windows = np.zeros((4, 4), dtype=np.float32)
+        windows[row : row + 2, column : column + 2] = FAINTEST  # those that the cell lies under
+        found = Explanation(answer, pictures[0], windows, (0, 0, *pictures[0].size))
         assert str(found) == f"“{answer.text}” comes mostly from the {place} of the picture."

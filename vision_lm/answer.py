@@ -11,6 +11,29 @@ from vision_lm.config import Calibration
 from vision_lm.engine import Generation, Token
 from vision_lm.engine.stopping import FinishReason
 
+UNSUPPORTED = 0.5  # below: the picture does not make a named thing likely
+
+
+@dataclass(frozen=True)
+class Support:
+    """How much a picture speaks for one thing that a text names."""
+
+    text: str  # "red star"
+    start: int  # characters of the answer's text
+    end: int
+    seen: float  # 0 to 1: the probability of these words, given those before, with the picture
+    unseen: float  # the same with a picture of nothing
+
+    @property
+    def value(self) -> float:
+        """-1 to 1: how much of the probability the picture brings; near 0 or below it brings nothing."""
+        return self.seen - self.unseen
+
+    @property
+    def supported(self) -> bool:
+        """False for what should not be believed without another look: see `UNSUPPORTED`."""
+        return self.value >= UNSUPPORTED
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -23,6 +46,9 @@ class Answer:
     token_logprobs: tuple[float, ...]  # natural logarithms, one for each token
     # With the option `top_logprobs`: for each token the likeliest ids at its place, with their logarithms.
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    # The answer is less sure than the checkpoint's threshold, chosen on held-out questions: better say "I do not know".
+    unanswerable: bool = False
+    support: tuple[Support, ...] | None = None  # of what a caption names, where it was asked for
 
     def __str__(self) -> str:
         return self.text
@@ -66,13 +92,15 @@ class AnswerWriter:
                 )
             text = kept + full_stop
         logprobs = generation.logprobs[:count]
+        sure = confidence(logprobs, self.calibration)
         return Answer(
             text,
-            confidence(logprobs, self.calibration),
+            sure,
             reason,
             generation.tokens[:count],
             logprobs,
             generation.tops[:count],
+            unanswerable=not caption and sure < self.calibration.unanswerable,
         )
 
     def pieces(

@@ -94,6 +94,7 @@ class Calibration:
 
     scale: float = 1.0
     shift: float = 0.0
+    unanswerable: float = 0.0  # answers less sure than this count as none; see `projector.calibrate`
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ class Config:
             yield f"vision.fill is {list(vision.fill or ())}, allowed: 0 to 1"
         if not all(map(math.isfinite, (self.calibration.scale, self.calibration.shift))):
             yield f"calibration is {self.calibration.scale}, {self.calibration.shift}, allowed: finite numbers"
+        if not 0 <= self.calibration.unanswerable <= 1:
+            yield f"calibration.unanswerable is {self.calibration.unanswerable}, allowed: 0 to 1"
         if not text.partial_rotary_factor <= 1:
             yield f"text.partial_rotary_factor is {text.partial_rotary_factor}, allowed: up to 1"
         if projector.out_features != text.hidden_size:

@@ -3,8 +3,10 @@
 A window slides over the picture (occlusion: Zeiler and Fergus 2014, arXiv 1311.2901), twice: once it is painted over in
 the picture's mean colour, and once all but it is. Hiding alone misses what is there twice, and half of a red circle is
 still red; showing alone misses what needs the whole view. The mean of the two is the Shapley value's first and last
-term, what a part adds to nothing and what it adds to all the rest. On drawn scenes of two things, asked about the
-colour of one, hiding put as little as a fifth of the map on that thing, and showing 70% and more: tests/test_explain.py.
+term, what a part adds to nothing and what it adds to all the rest. The map at a point is the mean of the windows around
+it, the nearer the more, so that its maximum is not bound to the windows' places (benchmarks/pointing_game.py). On
+drawn scenes of two things, asked about the colour of one, hiding put as little as a fifth of the map on that thing, and
+showing 70% and more (tests/test_explain.py).
 
 It needs no gradients and no look inside the model, so it holds for every tower, decoder and precision. Attention
 maps say less: the image tokens have already seen the whole picture, and attention to one says little about its place.
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from vision_lm.answer import Answer
 from vision_lm.config import VisionConfig
-from vision_lm.engine import Options, Prompt
+from vision_lm.engine import Prompt
 from vision_lm.errors import RequestError
 from vision_lm.pictures import Picture, Pictures
 from vision_lm.prompts import Turn
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 GRID = 6  # cells a side, unless told otherwise: 2 (6 + 1)^2 + 2 = 100 times the model's work for one answer
 MAX_GRID = 16
+REACH = 1.0  # cells: how far from its middle a window still says much (standard deviation)
 MAX_ANSWER_CHARACTERS = 1_000
 AT_ONCE = 16  # variants of the picture under way: others' requests get their turn between them
 FAINTEST = (
@@ -55,10 +58,17 @@ class Explanation:
 
     answer: Answer  # the one that is explained
     image: Image.Image  # the picture, upright RGB
-    # (G, G), -1 to 1: the share of the answer's probability (the geometric mean over its tokens) that the cell brings;
-    # below 0 where it speaks against the answer.
-    cells: Floats
+    # (G + 1, G + 1), -1 to 1: the share of the answer's probability (the geometric mean over its tokens) that each window
+    # brings, two cells a side; below 0 where it speaks against the answer.
+    windows: Floats
     box: Box  # where the cells lie: what of the picture the model sees
+
+    @property
+    def cells(self) -> Floats:
+        """(G, G): the same for each cell, in its middle."""
+        grid = len(self.windows) - 1
+        middles = np.arange(grid) + 0.5
+        return _between(self.windows, middles, middles)
 
     @property
     def map(self) -> Floats:
@@ -73,7 +83,7 @@ class Explanation:
     @property
     def decisive(self) -> bool:
         """Whether some part of the picture brings a tenth of the answer's probability."""
-        return self.strongest >= FAINTEST / 2
+        return float(self.windows.max()) >= FAINTEST / 2
 
     def overlay(self, longest_side: int = 1024) -> Image.Image:
         """The picture, no larger than this, darkened where it does not matter and tinted where it does."""
@@ -104,14 +114,18 @@ class Explanation:
 
     def _map(self, size: tuple[int, int]) -> Floats:
         """`map`, at another size (W, H) of the same picture."""
-        grid = self.cells.shape[0]
-        (left, top, right, bottom), scale = self.box, self.image.width / size[0]
-        across, down = grid / (right - left), grid / (bottom - top)  # cells to a pixel of the picture
-        cells = Image.fromarray(self.cells.clip(0, 1))
-        into_cells = (across * scale, 0, -left * across, 0, down * self.image.height / size[1], -top * down)
-        return np.asarray(
-            cells.transform(size, Image.Transform.AFFINE, into_cells, Image.Resampling.BILINEAR, fillcolor=0)
-        ).clip(0, 1)
+        grid = len(self.windows) - 1
+        left, top, right, bottom = self.box
+        across, down = (
+            (np.arange(count) + 0.5) * (whole / count)
+            for count, whole in zip(size, self.image.size, strict=True)
+        )  # (W,) and (H,): the middles of its pixels, in pixels of the picture
+        across, down = (
+            (across - left) / (right - left) * grid,
+            (down - top) / (bottom - top) * grid,
+        )  # in cells
+        seen = np.outer((down >= 0) & (down <= grid), (across >= 0) & (across <= grid))
+        return np.where(seen, _between(self.windows, down, across).clip(0, 1), np.float32(0))
 
 
 def explain(
@@ -134,10 +148,9 @@ def explain(
             raise RequestError(
                 "the model's answer is empty; give an answer to explain, or ask something else"
             )
-    # Nothing but the answer may be said, and the engine tells how likely each of its tokens was.
-    only: Options = {"choices": [answer or said.text]}
-    forced = vlm.task(len(vlm.prompts.answer_ids(answer or said.text)), only)
-    if answer is not None:
+        forced = vlm.given_task(said.tokens)
+    else:
+        forced = vlm.given_task(vlm.prompts.answer_ids(answer)[:-1])  # all but the token that ends it
         said = vlm.submit(turns, forced, pictures).answer()
     explained = opened[picture]
     assert isinstance(explained, Picture)  # not one that is encoded already: it was opened here
@@ -147,7 +160,7 @@ def explain(
         prompts = [Prompt(prompt.ids, [*opened[:picture], one, *opened[picture + 1 :]]) for one in some]
         likely += [math.exp(fmean(one.logprobs)) for one in vlm.engine.generate(prompts, forced.sampling)]
     box = seen_box(images[picture].size, vlm.config.vision)
-    return Explanation(said, images[picture], _cells(grid, likely), box)
+    return Explanation(said, images[picture], _brought(grid, likely), box)
 
 
 def seen_box(size: tuple[int, int], config: VisionConfig) -> Box:
@@ -193,16 +206,22 @@ def _variants(picture: Picture, grid: int) -> Iterator[Picture]:
     """The whole picture and nothing of it; then each window hidden and alone. One by one: together they may be large."""
     size = picture.pixels.shape[-1]
     edges = [round(size * number / grid) for number in range(grid + 1)]
-    mean = picture.pixels.mean((1, 2), keepdim=True)  # (3, 1, 1)
-    nothing = mean.expand_as(picture.pixels)
+    nothing = blank(picture)
+    mean = nothing.pixels[:, :1, :1]  # (3, 1, 1)
     yield picture
-    yield _variant(picture, nothing.clone(), "nothing")
+    yield nothing
     for rows, columns in _windows(grid):
         seen = slice(None), *(slice(edges[one.start], edges[min(one.stop, grid)]) for one in (rows, columns))
-        hidden, alone = picture.pixels.clone(), nothing.clone()
+        hidden, alone = picture.pixels.clone(), nothing.pixels.clone()
         hidden[seen], alone[seen] = mean, picture.pixels[seen]
         yield _variant(picture, hidden, f"without {seen}")
         yield _variant(picture, alone, f"only {seen}")
+
+
+def blank(picture: Picture) -> Picture:
+    """Nothing of a picture: its mean colour all over."""
+    mean = picture.pixels.mean((1, 2), keepdim=True)  # (3, 1, 1)
+    return _variant(picture, mean.expand_as(picture.pixels).clone(), "nothing")
 
 
 def _variant(picture: Picture, pixels: Tensor, name: str) -> Picture:
@@ -211,14 +230,26 @@ def _variant(picture: Picture, pixels: Tensor, name: str) -> Picture:
     return Picture(pixels, digest.digest())
 
 
-def _cells(grid: int, likely: Sequence[float]) -> Floats:
-    """The (G, G) cells of an explanation, from the answer's probability with each variant."""
+def _brought(grid: int, likely: Sequence[float]) -> Floats:
+    """The (G + 1, G + 1) windows of an explanation, from the answer's probability with each variant."""
     whole, nothing, *rest = likely
-    cells = np.zeros((grid, grid), dtype=np.float32)
-    for window, hidden, alone in zip(_windows(grid), rest[::2], rest[1::2], strict=True):
-        brought = (whole - hidden, alone - nothing)
-        cells[window] += sum(np.clip(one / whole, -1, 1) for one in brought) / 2 / 4
-    return cells
+    hidden, alone = np.array(rest[::2]), np.array(rest[1::2])  # ((G + 1)^2,)
+    brought = np.clip((whole - hidden) / whole, -1, 1) + np.clip((alone - nothing) / whole, -1, 1)
+    return (brought / 2).reshape(grid + 1, grid + 1).astype(np.float32)
+
+
+def _between(windows: Floats, down: NDArray[Any], across: NDArray[Any]) -> Floats:
+    """The windows' values around points `down` (H,) by `across` (W,), in cells, weighted by a Gaussian: (H, W).
+
+    The weights of a whole grid of windows sum to 1; beyond the picture there are none, which bring nothing.
+    """
+    grid = len(windows) - 1
+    middles = np.array([(max(n - 1, 0) + min(n + 1, grid)) / 2 for n in range(grid + 1)])  # of what is inside
+    rows, columns = (
+        np.exp(-(((points[:, None] - middles) / REACH) ** 2) / 2) / (math.sqrt(2 * math.pi) * REACH)
+        for points in (down, across)
+    )  # (H, G + 1) and (W, G + 1)
+    return (rows @ windows @ columns.T).astype(np.float32)
 
 
 def _place(down: float, across: float) -> str:

@@ -33,6 +33,7 @@ from vision_lm.images import ImageSource, open_image
 from vision_lm.pictures import PictureEncoder, Pictures
 from vision_lm.prompts import CaptionLength, PromptBuilder, Turn, turns_from_messages
 from vision_lm.skeleton import build_on_meta
+from vision_lm.support import with_support
 
 ANSWER_TOKENS = 64
 CAPTION_TOKENS: dict[CaptionLength, int] = {"short": 32, "normal": 96, "long": 192}
@@ -155,18 +156,43 @@ class VisionLM:
 
     @overload
     def caption(
-        self, image: list[Any], length: CaptionLength = ..., **options: Unpack[Options]
+        self,
+        image: list[Any],
+        length: CaptionLength = ...,
+        *,
+        support: bool = ...,
+        **options: Unpack[Options],
     ) -> list[Reply]: ...
     @overload
     def caption(
-        self, image: ImageSource, length: CaptionLength = ..., **options: Unpack[Options]
+        self,
+        image: ImageSource,
+        length: CaptionLength = ...,
+        *,
+        support: bool = ...,
+        **options: Unpack[Options],
     ) -> Answer: ...
-    def caption(self, image: Any, length: CaptionLength = "normal", **options: Unpack[Options]) -> Any:
-        """Describe a picture, or each of a list, in whole sentences. `length`: short, normal or long."""
+    def caption(
+        self,
+        image: Any,
+        length: CaptionLength = "normal",
+        *,
+        support: bool = False,
+        **options: Unpack[Options],
+    ) -> Any:
+        """Describe a picture, or each of a list, in whole sentences. `length`: short, normal or long.
+
+        `support`: also say how much the picture speaks for each thing that is named, in `answer.support`; see
+        `vision_lm.support`. It takes about as long again.
+        """
         question, task = self.caption_task(length, options)
         if isinstance(image, list):
-            return self._replies([[Turn(question, (one,))] for one in image], task)
-        return self._reply([Turn(question, (image,))], task)
+            turns = [[Turn(question, (one,))] for one in image]
+            replies = self._replies(turns, task)
+            return self._supported(turns, replies) if support else replies
+        alone = [Turn(question, (image,))]
+        reply = self._reply(alone, task)
+        return self._supported([alone], [reply])[0] if support else reply
 
     @overload
     def ask(self, image: list[Any], question: str | list[str], **options: Unpack[Options]) -> list[Reply]: ...
@@ -260,6 +286,11 @@ class VisionLM:
         sampling = Sampling(**settings, stop_ids=frozenset([self.config.prompt.eos_token_id]))
         return Task(sampling, caption, shorten="max_tokens" not in options)
 
+    def given_task(self, ids: Sequence[int], *, top_logprobs: int = 0) -> Task:
+        """Say these tokens and nothing else: for how likely the model finds them (teacher forcing)."""
+        sampling = Sampling(len(ids), top_logprobs=top_logprobs, given=tuple(ids))
+        return Task(sampling, caption=False, shorten=False)
+
     def _reply(self, turns: Sequence[Turn], task: Task) -> Answer:
         return self.submit(turns, task, self._pictures()).answer()
 
@@ -275,6 +306,12 @@ class VisionLM:
                 replies.append(_reply_of(waiting.popleft()))
         replies += map(_reply_of, waiting)
         return replies
+
+    def _supported(self, turns: Sequence[Sequence[Turn]], replies: Sequence[Reply]) -> list[Reply]:
+        fine = [(asked, one) for asked, one in zip(turns, replies, strict=True) if isinstance(one, Answer)]
+        pictures = self._pictures()
+        found = iter(with_support(self, [pair[0] for pair in fine], [pair[1] for pair in fine], pictures))
+        return [next(found) if isinstance(one, Answer) else one for one in replies]
 
     def _stream(self, turns: Sequence[Turn], task: Task) -> AnswerStream:
         pending = self.submit(turns, task, self._pictures())  # now: a bad one raises before the first piece

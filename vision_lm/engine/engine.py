@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vision_lm.engine.grammar import Grammars
+from vision_lm.engine.given import Given
+from vision_lm.engine.grammar import Grammars, Matcher
 from vision_lm.engine.image_cache import ImageCache
 from vision_lm.engine.kv_cache import allocate_cache, default_cache_tokens, out_of_memory
 from vision_lm.engine.pages import PAGE, Pages, pages_for
@@ -99,7 +100,8 @@ class Engine:
     def submit(self, prompt: Prompt, sampling: Sampling) -> Ticket:
         """Queue a request; its ticket yields tokens and the result. Raises RequestError before it is queued."""
         self.check(len(prompt.ids), sampling)
-        stop_strings = matcher = None
+        stop_strings = None
+        matcher: Matcher | Given | None = None
         if sampling.stop:
             if self._decode is None:
                 raise RequestError("stop strings need an engine that can decode tokens")
@@ -108,6 +110,8 @@ class Engine:
             if self._grammars is None:
                 raise RequestError("json_schema, regex and choices need an engine with grammars")
             matcher = self._grammars.matcher(sampling.constraint)
+        elif sampling.given:
+            matcher = Given(sampling.given, self.decoder.config.vocab_size)
         request = Request(next(self._numbers), prompt, sampling, self.image_token_id, stop_strings, matcher)
         mailbox = Mailbox()
         self._mailboxes[request] = mailbox

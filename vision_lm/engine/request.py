@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vision_lm.engine.given import Given
 from vision_lm.engine.grammar import Matcher
 from vision_lm.engine.pages import seals
 from vision_lm.engine.sampling import Row, Sampling, Token
@@ -61,7 +62,7 @@ class Request:
         sampling: Sampling,
         image_token_id: int,
         stop_strings: StopStrings | None = None,
-        matcher: Matcher | None = None,
+        matcher: Matcher | Given | None = None,
     ) -> None:
         self.number = number  # by arrival
         self.prompt, self.sampling = prompt, sampling

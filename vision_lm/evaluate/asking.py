@@ -66,7 +66,8 @@ def _outcome(item: Item, one: Pending | VisionLMError) -> Prediction | Failure:
         answer = one.answer()
     except VisionLMError as error:
         return Failure(item.id, str(error))
-    return Prediction(item.id, answer.text, answer.confidence, answer.finish_reason)
+    held = None if item.question is None else answer.unanswerable
+    return Prediction(item.id, answer.text, answer.confidence, answer.finish_reason, held)
 
 
 def identity(vlm: VisionLM) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Prediction:
     prediction: str
     confidence: float | None = None  # 0 to 1
     finish_reason: str | None = None
+    unanswerable: bool | None = None  # whether the model itself holds the answer back
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,10 @@ def _prediction(record: Any, where: str) -> Prediction:
     sure = names.get("confidence")
     if sure is not None and (not isinstance(sure, int | float) or not 0 <= sure <= 1):
         raise EvaluationError(f"{where}: confidence is {sure!r}; it must be a number from 0 to 1")
-    return Prediction(str(identity), text, sure, names.get("finish_reason"))
+    held = names.get("unanswerable")
+    if not isinstance(held, bool | None):
+        raise EvaluationError(f"{where}: unanswerable is {held!r}; it must be true or false")
+    return Prediction(str(identity), text, sure, names.get("finish_reason"), held)
 
 
 class PredictionFile:

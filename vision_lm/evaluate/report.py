@@ -7,11 +7,15 @@ import html
 import io
 import json
 import math
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+
 from vision_lm.errors import ImageError
-from vision_lm.evaluate.plots import bars, reliability
+from vision_lm.evaluate.bootstrap import Score
+from vision_lm.evaluate.plots import bars, coverage_curve, reliability
 from vision_lm.evaluate.results import Result, Scored, write_whole
 from vision_lm.images import open_image
 
@@ -32,7 +36,7 @@ def write_report(path: Path, result: Result) -> None:
     if result.seeing.by_kind:
         blind = result.blind.by_kind if result.blind else {}
         parts += ["<h2>By kind</h2>", bars(result.seeing.by_kind, blind)]
-    parts += [_reliability(result.seeing), _examples(result.seeing)]
+    parts += [_confidence(result.seeing), _examples(result.seeing)]
     if result.missing:
         listed = "".join(
             f"<li>{html.escape(one)}: {html.escape(why[:TEXT])}</li>"
@@ -47,23 +51,30 @@ def write_report(path: Path, result: Result) -> None:
 
 
 def _table(result: Result) -> str:
-    rows = []
-    for name, one in result.seeing.overall.items():
-        blind = "" if result.blind is None else f"{result.blind.overall[name].value:.4f}"
-        rows.append(
-            f"<tr><td>{html.escape(name)}<td>{one.value:.4f}<td>{one.low:.4f} to {one.high:.4f}<td>{one.items:,}<td>{blind}"
-        )
-    head = "<tr><th>metric<th>score<th>95% interval<th>items<th>blind"
+    blind = {name: f"{one.value:.4f}" for name, one in result.blind.overall.items()} if result.blind else {}
+    return _scores_table(result.seeing.overall, blind)
+
+
+def _scores_table(scores: Mapping[str, Score], blind: Mapping[str, str]) -> str:
+    rows = [
+        f"<tr><td>{html.escape(name)}<td>{one.value:.4f}<td>{one.low:.4f} to {one.high:.4f}<td>{one.items:,}"
+        f"<td>{blind.get(name, '')}"
+        for name, one in scores.items()
+    ]
+    head = "<tr><th>metric<th>score<th>95% interval<th>items<th>" + ("blind" if blind else "")
     return f"<table>{head}{''.join(rows)}</table>"
 
 
-def _reliability(scored: Scored) -> str:
-    pairs = [
-        (one.confidence, float(right))
-        for one, right in zip(scored.predictions, scored.right, strict=True)
-        if one.confidence is not None and not math.isnan(right)
-    ]
-    return f"<h2>How sure, how right</h2>{reliability(pairs)}" if pairs else ""
+def _confidence(scored: Scored) -> str:
+    """What the confidence is worth: in numbers, as a reliability diagram, and as a risk-coverage curve."""
+    if not scored.confidence:
+        return ""
+    sure = np.array([one.confidence for one in scored.predictions], dtype=float)
+    held = scored.confidence.get("unanswerable")
+    plots = reliability(sure, scored.right) + coverage_curve(
+        sure, scored.right, None if held is None else 1 - held.value
+    )
+    return f"<h2>How sure, how right</h2>{_scores_table(scored.confidence, {})}{plots}"
 
 
 def _examples(scored: Scored) -> str:

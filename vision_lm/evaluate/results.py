@@ -16,6 +16,7 @@ import numpy as np
 import vision_lm
 from vision_lm.evaluate.bootstrap import Score, scores
 from vision_lm.evaluate.predictions import Prediction
+from vision_lm.evaluate.selective import selective_scores
 from vision_lm.evaluate.tasks import Item, Task
 
 LISTED = 20  # ids of missing items in scores.json
@@ -31,6 +32,7 @@ class Scored:
     right: np.ndarray  # (items,), nan where the task has no such thing
     overall: dict[str, Score]
     by_kind: dict[str, Score]  # of the scorer's headline
+    confidence: dict[str, Score]  # what the confidence is worth; empty where it, or being right, is not known
     notes: tuple[str, ...]
 
 
@@ -62,6 +64,8 @@ class Result:
         }
         if self.seeing.by_kind:
             found["by kind"] = _table(self.seeing.by_kind)
+        if self.seeing.confidence:
+            found["confidence"] = _table(self.seeing.confidence)
         if self.blind is not None:
             found["blind"] = _table(self.blind.overall) | {"scored": len(self.blind.items)}
             found["blind by kind"] = _table(self.blind.by_kind)
@@ -74,6 +78,8 @@ class Result:
         for name, one in self.seeing.overall.items():
             blind = "" if self.blind is None else f"   blind {self.blind.overall[name].value:.4f}"
             lines.append(f"  {name:<20}{one.value:.4f}   {one.low:.4f} to {one.high:.4f}{blind}")
+        for name, one in self.seeing.confidence.items():
+            lines.append(f"  {name:<28}{one.value:.4f}   {one.low:.4f} to {one.high:.4f}")
         lines += [f"  {note}" for note in self.seeing.notes]
         return "\n".join(lines)
 
@@ -96,7 +102,19 @@ def score(
             by_kind[kind] = scores(task.scorer, part, [pictures[one] for one in own], seed, resamples)[
                 headline
             ]
-    return Scored(known, said, measured.right, overall, by_kind, measured.notes)
+    worth = _confidence(said, measured.right, pictures, seed, resamples)
+    return Scored(known, said, measured.right, overall, by_kind, worth, measured.notes)
+
+
+def _confidence(
+    said: Sequence[Prediction], right: np.ndarray, pictures: Sequence[str], seed: int, resamples: int
+) -> dict[str, Score]:
+    sure = [one.confidence for one in said]
+    if not said or None in sure or np.isnan(right).any():
+        return {}
+    held = [one.unanswerable for one in said]
+    known = None if None in held else np.array(held)
+    return selective_scores(np.array(sure, dtype=float), right, known, pictures, seed, resamples)
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,119 @@
+"""The pointing game: how often the maximum of `vlm.explain`'s map falls in the box of the thing that is asked about.
+
+    python benchmarks/pointing_game.py [--model mini] [--scenes 100] [--seed 1000000] [--grid N]
+
+After Zhang et al. 2016 (arXiv 1608.00507). Each scene is drawn anew from its own seed, holds two to six shapes, and is
+asked for the colour of one and the shape of another, where words single them out. No training or held-out file has
+these seeds. A hit is a maximum inside the thing's box, without any margin; only right answers are counted, since a map
+of a wrong answer has no right place. Beside it stands what chance gives: the box's share of the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+import vision_lm
+from projector.data.scene_references import references
+from projector.data.scenes import Thing, compose
+from vision_lm.explain import GRID, Explanation
+
+MOST = 6  # things of a scene
+BAR = 0.85
+
+
+@dataclass(frozen=True)
+class Round:
+    """One question of the game."""
+
+    seed: int
+    image: Image.Image
+    thing: Thing
+    question: str
+    answer: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--model", default="mini", help="embedded name, folder or hub id (default: %(default)s)"
+    )
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument(
+        "--seed", type=int, default=1_000_000, help="of the first scene (default: %(default)s)"
+    )
+    parser.add_argument("--grid", type=int, default=GRID, help="cells a side (default: %(default)s)")
+    given = parser.parse_args()
+    vlm = vision_lm.load(given.model)
+    hits: list[bool] = []
+    chance: list[float] = []
+    wrong = 0
+    for one in rounds(given.seed, given.scenes):
+        if str(vlm.ask(one.image, one.question)) != one.answer:
+            wrong += 1
+            continue
+        found = vlm.explain(one.image, one.question, grid=given.grid)
+        hits.append(points_at(found, one.thing))
+        chance.append(share(one))
+        print(f"{one.seed} {'hit ' if hits[-1] else 'miss'} {one.question} {one.answer}", flush=True)
+    low, high = interval(hits)
+    print(
+        f"{np.mean(hits):.1%} of {len(hits)} maxima in the asked thing's box (95% interval {low:.1%} to {high:.1%}; "
+        f"chance {np.mean(chance):.1%}; bar {BAR:.0%}); {wrong} answered wrongly and left out"
+    )
+
+
+def rounds(first: int, scenes: int) -> Iterator[Round]:
+    """Two questions a scene, about different things where there are such."""
+    for seed in range(first, first + scenes):
+        rng = random.Random(seed)
+        while True:
+            scene, image = compose(rng, max_things=MOST, held_out_pairs="avoid")
+            if len(scene.things) > 1 and scene.word is None:
+                break
+        asked: list[Thing] = []
+        for hidden in ("colour", "noun"):
+            named = [
+                (thing, references(thing, scene, (hidden,))) for thing in scene.things if thing not in asked
+            ]
+            fits = [(thing, phrases[0]) for thing, phrases in named if phrases]
+            if fits:
+                thing, phrase = rng.choice(fits)
+                asked.append(thing)
+                answer = (thing.colour or "") if hidden == "colour" else thing.noun
+                yield Round(
+                    seed,
+                    image,
+                    thing,
+                    f"What {'colour' if hidden == 'colour' else 'shape'} is the {phrase}?",
+                    answer,
+                )
+
+
+def points_at(found: Explanation, thing: Thing) -> bool:
+    """Whether the map's largest pixel lies in the thing's box."""
+    down, across = np.unravel_index(found.map.argmax(), found.map.shape)
+    left, top, right, bottom = thing.box
+    return bool(left <= across <= right and top <= down <= bottom)
+
+
+def share(one: Round) -> float:
+    left, top, right, bottom = one.thing.box
+    return (right - left) * (bottom - top) / (one.image.width * one.image.height)
+
+
+def interval(hits: list[bool]) -> tuple[float, float]:
+    """95% bootstrap interval of the mean, 1,000 resamples, fixed seed."""
+    values = np.asarray(hits, dtype=float)
+    draws = np.random.default_rng(0).integers(0, len(values), (1000, len(values)))
+    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+if __name__ == "__main__":
+    main()
