@@ -18,6 +18,8 @@ from vision_lm.batch.arguments import add_arguments as add_batch_arguments
 from vision_lm.commands import complain
 from vision_lm.errors import VisionLMError
 from vision_lm.evaluate.arguments import add_arguments as add_eval_arguments
+from vision_lm.exporters.arguments import add_arguments as add_export_arguments
+from vision_lm.exporters.arguments import run as run_export
 from vision_lm.server.arguments import add_arguments as add_serve_arguments
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # exit statuses, as shells report these signals
@@ -139,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     created.add_argument("--text", required=True, help="a Phi: hub id (microsoft/phi-1_5) or folder")
     created.add_argument("--out", required=True, type=Path, help="folder of the new checkpoint")
     created.add_argument("--seed", type=int, default=0, help="of the projector's random weights")
+
+    exported = command(
+        "export", run_export, "write a checkpoint in another engine's layout, and verify it there"
+    )
+    add_export_arguments(exported)
 
     trained = command("train", commands.train, "train a checkpoint's projector, and its language model")
     trained.add_argument(

@@ -41,3 +41,7 @@ class BatchError(VisionLMError):
 
 class EvaluationError(VisionLMError):
     """A task's files, predictions or settings with which an evaluation cannot begin or be scored."""
+
+
+class ExportError(VisionLMError):
+    """A checkpoint that another engine cannot carry unchanged, or a folder that an export cannot be written to."""

@@ -1,0 +1,56 @@
+"""The checkpoint's prompt as a chat template in Jinja, and its tokenizer with a word for a picture's place."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from vision_lm.config import PromptConfig
+from vision_lm.errors import ExportError
+from vision_lm.prompts import PLACEHOLDER
+
+_TEMPLATE = """
+{%- for message in messages -%}
+    {%- set content = message['content'] -%}
+    {%- set ns = namespace(images='', texts=[]) -%}
+    {%- for part in ([content] if content is string else content) -%}
+        {%- if part is string -%}{%- set ns.texts = ns.texts + [part] -%}
+        {%- elif part['type'] == 'text' -%}{%- set ns.texts = ns.texts + [part['text']] -%}
+        {%- elif part['type'] == 'image' -%}{%- set ns.images = ns.images + image -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {%- if message['role'] == 'user' -%}
+        {{- ns.images + before + (ns.texts | join(' ') | trim) + after -}}
+    {%- else -%}
+        {{- lead + (ns.texts | join(' ')) + end -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
+
+def chat_template(prompt: PromptConfig, end: str) -> str:
+    """Pictures first, then the question as the checkpoint asks it; answers end with the token `end`."""
+    blank = "\0"
+    before, after = prompt.question.format(question=blank).split(blank)
+    lead, trail = prompt.answer.format(answer=blank).split(blank)
+    pieces = {"before": before, "after": after, "lead": lead, "end": trail + end, "image": PLACEHOLDER}
+    named = (f"{{%- set {name} = {json.dumps(text)} -%}}" for name, text in pieces.items())
+    return "\n".join(named) + _TEMPLATE
+
+
+def tokenizer_with_image(tokenizer: Tokenizer, image_token_id: int) -> str:
+    """`tokenizer.json` in which `<image>` is the special token of this id, and every other id is as it was.
+
+    Raises ExportError for a tokenizer that is no BPE.
+    """
+    saved: dict[str, Any] = json.loads(tokenizer.to_str())
+    if saved["model"]["type"] != "BPE":
+        raise ExportError(f"a tokenizer of type {saved['model']['type']}; Phi's is a BPE")
+    # Added tokens get the next free ids when a tokenizer is read, unless its vocabulary has them already.
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True) | {PLACEHOLDER: image_token_id}
+    saved["model"]["vocab"] = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    saved["added_tokens"] += [{"id": image_token_id, "content": PLACEHOLDER, **flags}]
+    return json.dumps(saved, ensure_ascii=False, indent=1)
