@@ -1,7 +1,8 @@
 """The trained projection: tower features into the language model's embedding space.
 
 LLaVA-1.5's mlp2x_gelu (arXiv 2310.03744) for the patches, and a second small one for pooled tokens. A tower that
-does not tell its patches where they are (a convolutional one) gets learned position embeddings here.
+does not tell its patches where they are (a convolutional one) gets learned position embeddings here. moondream's first
+generation has a second MLP on top, around which the tokens pass as well.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ class Projector(nn.Module):
         pooled_softmax: bool = False,
         standardise: bool = False,
         positions: int = 0,
+        residual_features: int = 0,
     ) -> None:
         super().__init__()
         self.patches = _mlp(in_features, hidden_features, out_features)
         self.pooled = _mlp(pooled_features, hidden_features, out_features) if pooled_features else None
+        self.norm = nn.LayerNorm(out_features) if residual_features else None
+        self.residual = _mlp(out_features, residual_features, out_features) if residual_features else None
         self.pooled_softmax = pooled_softmax
         self.standardise = standardise
         if standardise:
@@ -41,6 +45,9 @@ class Projector(nn.Module):
         if self.standardise:
             patches = (patches - self.mean) / self.spread  # (B, N, Dv)
         tokens = self.patches(patches)  # (B, N, Dt)
+        if self.norm is not None and self.residual is not None:
+            tokens = self.norm(tokens)
+            tokens = tokens + self.residual(tokens)  # (B, N, Dt)
         if self.positions is not None:
             tokens = tokens + self.positions  # (B, N, Dt) + (N, Dt)
         if self.pooled is None:

@@ -62,13 +62,17 @@ def pack_sample(sample: Sample, prompts: PromptBuilder, max_tokens: int) -> Row:
     The first turn whose answer begins within `max_tokens` is kept, cut if need be; a later one that does not fit is
     left out, and with it the rest of a dialogue. Raises DataError where no answer begins in time.
     """
-    picture = prompts.config.image_token_id
-    prefix = [picture] * (prompts.tokens_per_image * len(sample.images))
+    opening = prompts.question_ids(Turn(sample.turns[0].question, sample.images), first=True)
+    pictures = [place for place, one in enumerate(opening) if one == prompts.config.image_token_id]
+    prefix = opening[: pictures[-1] + 1] if pictures else []
     ids, positions = list(prefix), list(range(len(prefix)))
     segments, labels, weights = [SHARED] * len(prefix), [IGNORED] * len(prefix), [0.0] * len(prefix)
     position = len(prefix)
     for number, turn in enumerate(sample.turns, start=1):
-        question = prompts.question_ids(Turn(turn.question))
+        if sample.linked and number > 1:
+            question = prompts.question_ids(Turn(turn.question))
+        else:
+            question = prompts.question_ids(Turn(turn.question, sample.images), first=True)[len(prefix) :]
         answer = prompts.answer_ids(turn.answer)
         turn_ids = question + answer
         needed = turn_ids if len(ids) > len(prefix) else question
@@ -86,7 +90,7 @@ def pack_sample(sample: Sample, prompts: PromptBuilder, max_tokens: int) -> Row:
         position = start + len(turn_ids)
     if len(ids) == len(prefix):
         raise DataError(
-            f"{sample.source}: {len(prefix)} image tokens and a question leave no room for an answer; "
+            f"{sample.source}: {len(pictures)} image tokens and a question leave no room for an answer; "
             f"max_tokens is {max_tokens}, raise it in the recipe"
         )
     columns = (ids, positions, segments, labels, weights)

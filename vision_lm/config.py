@@ -19,22 +19,32 @@ from vision_lm.typed_fields import FieldReader
 
 FORMAT = 1
 
+# How a picture becomes a square: stretched; its centre cut out of it; scaled and then padded, all three as open_clip
+# does. `crop_floor` cuts where transformers cuts, which differs where the margin is odd. `pad_first` pads at full
+# size and then scales, as LLaVA does: the edge of the picture blends with the padding.
+Resize = Literal["squash", "crop", "pad", "crop_floor", "pad_first"]
+
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """An open_clip image tower and which of its features the projector sees."""
+    """An image tower and which of its features the projector sees."""
 
     embed_dim: int  # width of the CLIP embedding (open_clip's "embed_dim")
-    tower: dict[str, Any]  # open_clip's "vision_cfg", word for word
+    tower: dict[str, Any]  # open_clip's "vision_cfg", word for word; a SigLIP's too is described in its words
     image_size: int  # pixels a side, S
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     quick_gelu: bool = False  # OpenAI's CLIP weights were trained with it
-    resize: Literal["squash", "crop", "pad"] = "squash"
+    resize: Resize = "squash"
     fill: tuple[float, float, float] | None = None  # what "pad" pads with, 0 to 1; None: the mean
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     features: tuple[int, ...] = (-2,)  # hidden states, concatenated on the coarsest grid
     pooled: tuple[Literal["all", "centre"], ...] = ()  # CLIP embeddings added as tokens of their own
+    kind: Literal["open_clip", "siglip"] = (
+        "open_clip"  # siglip: no class token, a patch embedding with a bias
+    )
+    normed: bool = False  # the tower's last LayerNorm is applied to the features
+    skip_patches: int = 0  # the first patches that the projector never sees
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class ProjectorConfig:
     # The checkpoint knows the features' means and spreads: (x - mean) / spread comes first.
     standardise: bool = False
     positions: int = 0  # N, if every patch's place is to have a learned embedding; 0 for none
+    residual_features: int = 0  # hidden width of a second MLP, added after a LayerNorm; 0 for none
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,11 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """How a conversation becomes text. `{question}` and `{answer}` are filled in."""
+    """How a conversation becomes text. `{question}` and `{answer}` are filled in.
+
+    The tokens of the turn's pictures stand where the question's template has `{images}`, or before all of it. `image`
+    is the text around the tokens of one picture, which stand in it as `{image}`.
+    """
 
     image_token_id: int  # a free embedding row: no text encodes to it
     eos_token_id: int
@@ -86,6 +101,10 @@ class PromptConfig:
     caption_short: str = "Describe the image briefly."
     caption_normal: str = "Describe the image."
     caption_long: str = "Describe the image in detail."
+    image: str = "{image}"
+    system: str = ""  # before the first question
+    bos_token_id: int | None = None  # before everything
+    stop: tuple[str, ...] = ()  # texts that end an answer, beside the token
 
 
 @dataclass(frozen=True)
@@ -150,9 +169,13 @@ class Config:
             for name in names:
                 if not getattr(getattr(self, part), name) > 0:  # so that not-a-number is refused too
                     yield f"{part}.{name} is {getattr(getattr(self, part), name)}, allowed: above 0"
-        for name in ("pooled_features", "positions"):
+        for name in ("pooled_features", "positions", "residual_features"):
             if getattr(projector, name) < 0:
                 yield f"projector.{name} is {getattr(projector, name)}, allowed: 0 (none) and above"
+        if vision.skip_patches < 0:
+            yield f"vision.skip_patches is {vision.skip_patches}, allowed: 0 (none) and above"
+        if vision.kind == "siglip" and vision.pooled:
+            yield f"vision.pooled is {list(vision.pooled)}, allowed for a SigLIP tower: none"
         if not all(spread > 0 for spread in vision.std):
             yield f"vision.std is {list(vision.std)}, allowed: above 0"
         if not all(0 <= level <= 1 for level in vision.fill or ()):
@@ -173,14 +196,25 @@ class Config:
             yield f"text.partial_rotary_factor turns {text.rotary_dim} of a head's {text.head_dim} values, allowed: an even number"
         if bool(vision.pooled) != bool(projector.pooled_features):
             yield f"vision.pooled {list(vision.pooled)} and projector.pooled_features {projector.pooled_features} disagree"
-        for name in ("image_token_id", "eos_token_id"):
-            if not 0 <= getattr(prompt, name) < text.vocab_size:
-                yield f"prompt.{name} {getattr(prompt, name)} is outside the {text.vocab_size} embedding rows"
-        for name in ("question", "answer"):
+        for name in ("image_token_id", "eos_token_id", "bos_token_id"):
+            token = getattr(prompt, name)
+            if token is not None and not 0 <= token < text.vocab_size:
+                yield f"prompt.{name} {token} is outside the {text.vocab_size} embedding rows"
+        if not all(prompt.stop):
+            yield f"prompt.stop is {list(prompt.stop)}, allowed: texts that are not empty"
+        for name, fields in _TEMPLATES.items():
             template = getattr(prompt, name)
-            if _blanks(template) != [name]:
-                yield f"prompt.{name} is {template[:60]!r}, allowed: text with {{{name}}} once and no other field"
+            if _blanks(template) not in fields:
+                other = " but {images} before it" if len(fields) > 1 else ""
+                yield f"prompt.{name} is {template[:60]!r}, allowed: text with {{{name}}} once and no other field{other}"
 
+
+# What each template is filled with, in this order.
+_TEMPLATES = {
+    "question": (["question"], ["images", "question"]),
+    "answer": (["answer"],),
+    "image": (["image"],),
+}
 
 # Of these even 0 makes no model.
 _POSITIVE = {

@@ -1,4 +1,4 @@
-"""The image encoder: an open_clip tower, from an RGB picture to patch features."""
+"""The image encoder: an open_clip or SigLIP tower, from an RGB picture to patch features."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Features:
 
 
 class ImageEncoder(nn.Module):
-    """An open_clip image tower (a VisionTransformer, or a timm trunk) read at chosen hidden states."""
+    """An image tower (open_clip's VisionTransformer, a timm trunk, SigLIP's) read at chosen hidden states."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class ImageEncoder(nn.Module):
         self.tower: Any = build_tower(config)  # open_clip's towers have no common type
         self.layers = hidden_states(self.tower, config)
         if not config.pooled:
-            _drop_unread_layers(self.tower, max(self.layers))
+            _drop_unread_layers(self.tower, max(self.layers), config.normed)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """RGB picture of any size -> normalised pixels (3, S, S), float32."""
@@ -42,9 +42,13 @@ class ImageEncoder(nn.Module):
         indices = list(self.layers)
         if not self.config.pooled:
             maps = self.tower.forward_intermediates(
-                pixels, indices=indices, stop_early=True, intermediates_only=True
+                pixels,
+                indices=indices,
+                stop_early=True,
+                normalize_intermediates=self.config.normed,
+                intermediates_only=True,
             )["image_intermediates"]
-            return Features(concatenate(maps))
+            return Features(concatenate(maps)[:, self.config.skip_patches :])
         trunk = self.tower.trunk
         final, maps = trunk.forward_intermediates(pixels, indices=indices)  # (B, C, H, W), list of maps
         pooled = [trunk.forward_head(_window(final, window)) for window in self.config.pooled]  # P x (B, E)
@@ -52,7 +56,11 @@ class ImageEncoder(nn.Module):
 
 
 def build_tower(config: VisionConfig) -> nn.Module:
-    """The bare open_clip tower, weights untouched. The text tower is never built: it would double the load time."""
+    """The bare tower, weights untouched. The text tower is never built: it would double the load time."""
+    if config.kind == "siglip":
+        from vision_lm.siglip import SiglipTower
+
+        return SiglipTower(config.tower)
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
     return _build_vision_tower(config.embed_dim, CLIPVisionCfg(**config.tower), quick_gelu=config.quick_gelu)
@@ -90,9 +98,12 @@ def hidden_states(tower: Any, config: VisionConfig) -> tuple[int, ...]:
     return tuple(layer + depth if layer < 0 else layer for layer in config.features)
 
 
-def _drop_unread_layers(tower: Any, last: int) -> None:
+def _drop_unread_layers(tower: Any, last: int, normed: bool) -> None:
     """A ViT read at its second to last layer needs neither its last layer nor its head: save their memory."""
-    if hasattr(tower, "trunk"):
-        return
-    tower.transformer.resblocks = tower.transformer.resblocks[: last + 1]
-    tower.ln_post, tower.proj = nn.Identity(), None
+    if hasattr(tower, "drop_unread_layers"):
+        tower.drop_unread_layers(last, normed)
+    elif not hasattr(tower, "trunk"):
+        tower.transformer.resblocks = tower.transformer.resblocks[: last + 1]
+        tower.proj = None
+        if not normed:
+            tower.ln_post = nn.Identity()

@@ -168,7 +168,7 @@ def seen_box(size: tuple[int, int], config: VisionConfig) -> Box:
     width, height = size
     if config.resize == "squash":
         return 0, 0, width, height
-    side = min(size) if config.resize == "crop" else max(size)
+    side = min(size) if config.resize.startswith("crop") else max(size)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 

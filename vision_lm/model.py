@@ -284,6 +284,8 @@ class VisionLM:
             raise RequestError(f"unknown option {min(unknown)!r}; allowed: {allowed}")
         settings: Options = {"max_tokens": max_tokens, **options}
         sampling = Sampling(**settings, stop_ids=frozenset([self.config.prompt.eos_token_id]))
+        if self.config.prompt.stop:
+            sampling = replace(sampling, stop=(*sampling.stop, *self.config.prompt.stop))
         return Task(sampling, caption, shorten="max_tokens" not in options)
 
     def given_task(self, ids: Sequence[int], *, top_logprobs: int = 0) -> Task:

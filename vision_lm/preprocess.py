@@ -25,25 +25,53 @@ def normalise(pixels: np.ndarray, config: VisionConfig) -> np.ndarray:
 
 
 def _resized(image: Image.Image, config: VisionConfig) -> Image.Image:
-    """Bring a picture to S x S as open_clip does: stretched, cut to its centre square, or padded to a square."""
-    size, (width, height) = config.image_size, image.size
-    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-    box = None
-    if config.resize == "crop":
-        # open_clip scales the whole picture and then cuts, which for 1 x 50,000 pixels would fill the memory:
-        # this box is what its cut shows.
-        wide, high = (int(size * side / min(image.size)) for side in image.size)
+    """Bring a picture to S x S: stretched, cut to its centre square, or padded to a square."""
+    size = config.image_size
+    resample = _FILTERS[config.interpolation]
+    if config.resize == "pad":
+        return _padded(image, size, resample, config)
+    if config.resize == "pad_first":
+        longest = max(image.size)
+        if longest > _PADDED:  # a picture of 1 x 60,000 pixels must not become one of 60,000 x 60,000
+            longest = _PADDED
+            image = _scaled(image, longest, resample)
+        image = _on_square(image, longest, config)
+    box = _centre(image.size, size, config.resize) if config.resize.startswith("crop") else None
+    return image.resize((size, size), resample, box=box)
+
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_PADDED = 9_000  # pixels a side: what a square of the most pixels that a picture may have measures
+
+
+def _centre(picture: tuple[int, int], size: int, resize: str) -> tuple[float, float, float, float]:
+    """What the centre square shows of a picture (W, H) whose shorter side is scaled to `size`.
+
+    open_clip and transformers scale the whole picture and then cut, which for 1 x 50,000 pixels would fill the memory.
+    """
+    width, height = picture
+    wide, high = (int(size * side / min(picture)) for side in picture)
+    if resize == "crop_floor":
+        left, top = (wide - size) // 2, (high - size) // 2
+    else:
         left, top = round((wide - size) / 2), round((high - size) / 2)
-        right, bottom = left + size, top + size
-        # Multiplied first, these are whole at the picture's edges, which a box must not pass.
-        box = (left * width / wide, top * height / high, right * width / wide, bottom * height / high)
-    elif config.resize == "pad":
-        fill = config.mean if config.fill is None else config.fill
-        square = Image.new("RGB", (size, size), tuple(round(255 * level) for level in fill))
-        ratio = max(image.size) / size
-        scaled = image.resize(
-            (max(1, round(width / ratio)), max(1, round(height / ratio))), filters[config.interpolation]
-        )
-        square.paste(scaled, ((size - scaled.width) // 2, (size - scaled.height) // 2))
-        return square
-    return image.resize((size, size), filters[config.interpolation], box=box)
+    right, bottom = left + size, top + size
+    # Multiplied first, these are whole at the picture's edges, which a box must not pass.
+    return left * width / wide, top * height / high, right * width / wide, bottom * height / high
+
+
+def _padded(image: Image.Image, size: int, resample: Image.Resampling, config: VisionConfig) -> Image.Image:
+    return _on_square(_scaled(image, size, resample), size, config)
+
+
+def _scaled(image: Image.Image, longest: int, resample: Image.Resampling) -> Image.Image:
+    ratio = max(image.size) / longest
+    width, height = (max(1, round(side / ratio)) for side in image.size)
+    return image.resize((width, height), resample)
+
+
+def _on_square(image: Image.Image, side: int, config: VisionConfig) -> Image.Image:
+    fill = config.mean if config.fill is None else config.fill
+    square = Image.new("RGB", (side, side), tuple(round(255 * level) for level in fill))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,10 +58,31 @@ class PromptBuilder:
             raise RequestError(f"caption length {length!r} is unknown; choose short, normal or long")
         return requests[length]
 
-    def question_ids(self, turn: Turn) -> list[int]:
-        """Image tokens, then the question, up to where the answer begins."""
-        image_ids = [self.config.image_token_id] * (self.tokens_per_image * len(turn.images))
-        return image_ids + self.encode(self.config.question.format(question=check_question(turn.question)))
+    def question_ids(self, turn: Turn, *, first: bool = False) -> list[int]:
+        """The turn's question and image tokens, up to where the answer begins; `first`: and what opens a conversation."""
+        system = self.config.system if first else ""
+        ids = [] if self.config.bos_token_id is None or not first else [self.config.bos_token_id]
+        text = ""  # what stands between two pictures is encoded as one
+        for piece in self._pieces(turn, system):
+            if piece is not None:
+                text += piece
+                continue
+            ids += self.encode(text) + [self.config.image_token_id] * self.tokens_per_image
+            text = ""
+        return ids + self.encode(text)
+
+    def _pieces(self, turn: Turn, system: str) -> Iterator[str | None]:
+        """The turn's texts in order, None for each picture."""
+        before, inside, after = self.config.question.partition("{images}")
+        if not inside:
+            before, after = "", before
+        around = self.config.image.format(image="\0").split("\0")
+        yield system + before.format()
+        for _ in turn.images:
+            yield around[0]
+            yield None
+            yield around[1]
+        yield after.format(question=check_question(turn.question))
 
     def answer_ids(self, answer: str) -> list[int]:
         """The answer and the token that ends it."""
@@ -75,7 +96,7 @@ class PromptBuilder:
         ids: list[int] = []
         images: list[Any] = []
         for position, turn in enumerate(turns):
-            ids += self.question_ids(turn)
+            ids += self.question_ids(turn, first=position == 0)
             images += turn.images
             if position < len(turns) - 1:
                 if turn.answer is None:
