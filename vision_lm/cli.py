@@ -20,6 +20,8 @@ from vision_lm.errors import VisionLMError
 from vision_lm.evaluate.arguments import add_arguments as add_eval_arguments
 from vision_lm.exporters.arguments import add_arguments as add_export_arguments
 from vision_lm.exporters.arguments import run as run_export
+from vision_lm.importers.arguments import add_arguments as add_import_arguments
+from vision_lm.importers.arguments import run as run_import
 from vision_lm.server.arguments import add_arguments as add_serve_arguments
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # exit statuses, as shells report these signals
@@ -146,6 +148,9 @@ def _parser() -> argparse.ArgumentParser:
         "export", run_export, "write a checkpoint in another engine's layout, and verify it there"
     )
     add_export_arguments(exported)
+
+    taken = command("import", run_import, "bring in another project's Phi with eyes: see docs/checkpoints.md")
+    add_import_arguments(taken)
 
     trained = command("train", commands.train, "train a checkpoint's projector, and its language model")
     trained.add_argument(

@@ -50,7 +50,7 @@ def read_phi(source: str) -> Phi:
         raise CheckpointError(
             f"{path}: cannot be read ({one_line(error)}); give a transformers Phi"
         ) from None
-    config = _text_config(raw, path)
+    config = phi_text_config(raw, path)
     tokenizer = read_tokenizer(folder / TOKENIZER)
     # Older files also hold a table that follows from the config.
     tensors = {name: t for name, t in read_tensors(folder).items() if not name.endswith(".inv_freq")}
@@ -62,7 +62,7 @@ def read_phi(source: str) -> Phi:
     return Phi(config, tensors, tokenizer, end)
 
 
-def _text_config(raw: Any, path: Path) -> TextConfig:
+def phi_text_config(raw: Any, path: Path) -> TextConfig:
     """transformers' config of a Phi as ours. What our decoder does not compute is refused, never ignored."""
     kind = raw.get("model_type") if isinstance(raw, Mapping) else None
     if kind != "phi":

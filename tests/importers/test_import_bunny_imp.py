@@ -1,0 +1,143 @@
+"""Bunny (merged, and as LoRA weights beside their base and tower) and Imp, in their own layouts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from tests.conftest import train_tokenizer
+from tests.importers.layouts import (
+    PHI_1_5,
+    PHI_2,
+    SMALL_SIGLIP,
+    SO400M,
+    TEXT,
+    Parts,
+    mixer_config,
+    mixer_names,
+)
+from tests.importers.parity import assert_parity, picture, save
+from tests.importers.test_import_llava_phi import PROMPT, on_a_square
+from vision_lm.checkpoint import read_checkpoint
+from vision_lm.importers import bunny, imp
+from vision_lm.importers.importing import check, import_checkpoint
+from vision_lm.importers.source import Source
+from vision_lm.model import VisionLM
+from vision_lm.phi import phi_config
+
+BUNNY = ("model.vision_tower.vision_tower.vision_model.", "model.mm_projector", "model", "lm_head")
+
+
+def bunny_config(text: Any = TEXT) -> dict[str, Any]:
+    return phi_config(text).to_dict() | {
+        "model_type": "bunny-phi",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_tower": "/somewhere/else/siglip-so400m-patch14-384",
+        "image_aspect_ratio": "pad",
+        "use_mm_proj": True,
+    }
+
+
+def pixels(padded: bool) -> Tensor:
+    image = on_a_square(picture(), (127, 127, 127)) if padded else picture()
+    return SiglipImageProcessorPil(size={"height": 48, "width": 48})(image, return_tensors="pt")[
+        "pixel_values"
+    ]
+
+
+def test_bunny_merged(tmp_path: Path) -> None:
+    """Padded with grey, all patches, and no bias at the output."""
+    parts = Parts("siglip", SMALL_SIGLIP, TEXT, head_bias=False)
+    folder = save(tmp_path / "theirs", bunny_config(), parts.tensors(*BUNNY))
+    import_checkpoint(folder, tmp_path / "ours")
+    vlm = VisionLM(read_checkpoint(tmp_path / "ours"), device="cpu")
+    assert_parity(vlm, parts.original(pixels(padded=True), PROMPT, train_tokenizer()))
+
+
+def test_bunny_as_lora(tmp_path: Path) -> None:
+    """The base's weights plus alpha / r times B A; the base's bias at the output is none of Bunny's."""
+    parts = Parts("siglip", SMALL_SIGLIP, TEXT)
+    named = parts.tensors(*BUNNY)
+    base = {name: t.clone() for name, t in parts.phi.state_dict().items()}
+    save(tmp_path / "base", phi_config(TEXT).to_dict(), base)
+    tower = {f"vision_model.{name}": t for name, t in parts.tower.state_dict().items()}
+    save(tmp_path / "tower", {"model_type": "siglip"}, tower | {"text_model.head.bias": torch.zeros(3)})
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(bunny_config()))
+    settings = {"r": 4, "lora_alpha": 8, "bias": "none", "base_model_name_or_path": str(tmp_path / "base")}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    torch.manual_seed(3)
+    adapter: dict[str, Tensor] = {}
+    for layer in range(TEXT.num_hidden_layers):
+        for name in ("self_attn.q_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"):
+            stem = f"model.layers.{layer}.{name}"
+            rows, columns = base[f"{stem}.weight"].shape
+            low, high = torch.randn(4, columns) * 0.1, torch.randn(rows, 4) * 0.1
+            adapter[f"base_model.model.{stem}.lora_A.weight"] = low
+            adapter[f"base_model.model.{stem}.lora_B.weight"] = high
+            parts.phi.get_parameter(f"{stem}.weight").data += 2.0 * high @ low
+    save_file(adapter, folder / "adapter_model.safetensors")
+    projector = {f"base_model.model.{name}": t for name, t in named.items() if "mm_projector" in name}
+    torch.save(projector, folder / "non_lora_trainables.bin")
+    parts.phi.lm_head.bias.data.zero_()
+
+    import_checkpoint(folder, tmp_path / "ours", tower=str(tmp_path / "tower"))
+    vlm = VisionLM(read_checkpoint(tmp_path / "ours"), device="cpu")
+    assert_parity(vlm, parts.original(pixels(padded=True), PROMPT, train_tokenizer()))
+
+
+@pytest.mark.parametrize("names", ["transformers", "mixer"])
+def test_imp(tmp_path: Path, names: str) -> None:
+    """The tower's last layer is not in the file; an answer ends with the text </s>."""
+    parts = Parts("siglip", SMALL_SIGLIP, TEXT)
+    tensors, raw = imp_layout(parts, names)
+    vlm_folder = save(tmp_path / "theirs", raw, tensors)
+    import_checkpoint(vlm_folder, tmp_path / "ours")
+    vlm = VisionLM(read_checkpoint(tmp_path / "ours"), device="cpu")
+    assert vlm.config.prompt.stop == ("</s>",)
+    assert_parity(vlm, parts.original(pixels(padded=False), PROMPT, train_tokenizer()))
+
+
+def imp_layout(parts: Parts, names: str, text: Any = TEXT) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    body = "model" if names == "transformers" else "transformer"
+    tower = f"{body}.vision_tower.vision_tower.vision_model."
+    tensors = parts.tensors(tower, f"{body}.mm_projector", "model", "lm_head")
+    raw = phi_config(text).to_dict() | {
+        "model_type": "imp",
+        "mm_vision_tower": "google/siglip-so400m-patch14-384",
+    }
+    if names == "mixer":
+        phi = parts.phi.state_dict()
+        tensors = {name: t for name, t in tensors.items() if name not in phi}
+        tensors |= mixer_names(phi, text.num_hidden_layers, body, "lm_head")
+        raw = mixer_config(text) | {"model_type": "imp"}
+    last = len(parts.tower.state_dict()) and parts.tower.config.num_hidden_layers - 1
+    dropped = (f"{tower}encoder.layers.{last}.", f"{tower}post_layernorm.", f"{tower}head.")
+    return {name: t for name, t in tensors.items() if not name.startswith(dropped)}, raw
+
+
+@pytest.mark.parametrize("family", ["bunny", "imp", "imp, first release"])
+def test_every_tensor_of_the_public_sizes_is_used(family: str) -> None:
+    """bunny-phi-1.5-siglip merged and imp-v1-3b, on the meta device."""
+    text = PHI_1_5 if family == "bunny" else PHI_2
+    with torch.device("meta"):
+        parts = Parts("siglip", SO400M, text, head_bias=family != "bunny")
+        if family == "bunny":
+            tensors, raw, module = parts.tensors(*BUNNY), bunny_config(text), bunny
+        else:
+            tensors, raw = imp_layout(parts, "mixer" if "first" in family else "transformers", text)
+            module = imp
+    source = Source("full", Path("full"), raw)
+    converted = module.convert(source, tensors, train_tokenizer())
+    check(converted, source)
+    assert converted.config.text == text
+    assert converted.config.vision.image_size == 384
+    assert sum(name.endswith(".attn.qkv.weight") for name in converted.table) == 26

@@ -1,0 +1,26 @@
+"""The arguments of `vision-lm import`, and what it does with them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="folder or hub id")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the new checkpoint")
+    parser.add_argument("--base", help="of LoRA weights: the language model, if not the one that they name")
+    parser.add_argument("--tower", help="of LoRA weights: the image tower, if not the one that they name")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Another project's checkpoint in our own layout."""
+    from vision_lm.importers.importing import REPORT, import_checkpoint
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    import_checkpoint(options.source, options.out, base=options.base, tower=options.tower, progress=progress)
+    print(f"{options.out}: imported; {REPORT} tells where each tensor comes from")
+    return 0

@@ -1,0 +1,139 @@
+"""A checkpoint of another project: its config, its tensors, its tokenizer; of its code nothing is fetched or run."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vision_lm.errors import CheckpointError
+from vision_lm.model_files import CONFIG, find_folder, one_line, read_safetensors
+
+# No pattern of them matches a Python file.
+_DESCRIPTIONS = ("*.json", "tokenizer/*.json", "merges.txt", "tokenizer/merges.txt")
+_WEIGHTS = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "adapter_model.bin",
+    "non_lora_trainables.bin",
+    "mm_projector.bin",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder with a config.json that is not ours."""
+
+    name: str  # as it was given
+    folder: Path
+    config: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
+
+    def get(self, *keys: str) -> Any:
+        """A value of the config, by a path of keys. Raises CheckpointError where there is none."""
+        value: Any = self.config
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                raise CheckpointError(f"{self.folder / CONFIG}: key {'.'.join(keys)!r} is missing")
+            value = value[key]
+        return value
+
+
+def open_source(name: str | os.PathLike[str]) -> Source:
+    """A local folder, or a hub repository of which only the descriptions are fetched yet. Raises CheckpointError."""
+    folder = find_folder(name, _DESCRIPTIONS)
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder}: no {CONFIG}; a checkpoint's folder holds one")
+    settings = folder / "preprocessor_config.json"
+    return Source(
+        os.fspath(name), folder, read_json(folder / CONFIG), read_json(settings) if settings.is_file() else {}
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file. Raises CheckpointError."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({one_line(error)}); fetch it again") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: expected an object, found {type(raw).__name__}")
+    return raw
+
+
+def fetch_weights(source: Source) -> None:
+    """The weight files of a hub repository; of a folder they are there."""
+    if not Path(source.name).expanduser().is_dir():
+        find_folder(source.name, _WEIGHTS)
+
+
+def read_weights(source: Source) -> dict[str, Tensor]:
+    """Every tensor of the source, mapped and not copied. Raises CheckpointError."""
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(source.folder):
+        tensors |= read_file(path)
+    return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights: safetensors where there are any, one or as an index names them."""
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            return list(_indexed(folder, folder / index))
+    shards = sorted(path.name for path in folder.glob("*-of-*"))
+    if shards:
+        raise CheckpointError(
+            f"{folder}: {len(shards)} shards ({shards[0]} ...) and no index; fetch model.safetensors.index.json too"
+        )
+    raise CheckpointError(
+        f"{folder}: no weights; expected model.safetensors or pytorch_model.bin, or an index and its shards"
+    )
+
+
+def _indexed(folder: Path, index: Path) -> Iterator[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index}: not an index of tensors (no weight_map)")
+    for name in sorted({str(one) for one in names.values()}):
+        if Path(name).name != name:  # an index is data: it may not point outside its folder
+            raise CheckpointError(f"{index}: {name!r} is not a file name in this folder")
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder / name}: no such file, though {index.name} names it; fetch it too"
+            )
+        yield folder / name
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file: safetensors, or a pickle of plain tensors. Raises CheckpointError, also for any code."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        # torch's older format cannot be mapped.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch tells a forbidden pickle and a broken file apart in its text alone
+        reason = "a pickle that runs code is refused" if "weights_only" in str(error).lower() else "damaged"
+        raise CheckpointError(
+            f"{path}: {reason} ({one_line(error)[:80]}); only plain tensors are read"
+        ) from None
+    if not isinstance(loaded, dict) or not all(isinstance(one, Tensor) for one in loaded.values()):
+        raise CheckpointError(f"{path}: not a table of tensors; only a state dict is read")
+    return loaded
