@@ -60,9 +60,10 @@ class Checkpoint:
 def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     """Read and check a checkpoint: an embedded name ("mini"), a local folder, or a hub id ("owner/name").
 
+    One of another project that `vision-lm import` knows is imported first, and the import kept for the next time.
     Raises CheckpointError with one line that names the file, the key or the tensor that is wrong.
     """
-    folder = _embedded(os.fspath(source)) or find_folder(source, FILES)
+    folder = _embedded(os.fspath(source)) or _native(source, find_folder(source, FILES))
     config = Config.load(folder / CONFIG)
     tokenizer = read_tokenizer(folder / TOKENIZER)
     _check_tokenizer(tokenizer, config, folder / TOKENIZER)
@@ -84,6 +85,13 @@ def _embedded(name: str) -> Path | None:
     """The folder of an embedded checkpoint, whose name wins over that of a folder here (give ./name)."""
     folder = EMBEDDED / name
     return folder if re.fullmatch(r"[\w-]+", name) and folder.is_dir() else None
+
+
+def _native(source: str | os.PathLike[str], folder: Path) -> Path:
+    """The folder, or that of its import if it is another project's."""
+    from vision_lm.importers.cached import imported_folder, is_foreign
+
+    return imported_folder(source) if is_foreign(folder / CONFIG) else folder
 
 
 def write_checkpoint(

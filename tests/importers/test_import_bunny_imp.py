@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,17 @@ def pixels(padded: bool) -> Tensor:
     ]
 
 
-def test_bunny_merged(tmp_path: Path) -> None:
-    """Padded with grey, all patches, and no bias at the output."""
-    parts = Parts("siglip", SMALL_SIGLIP, TEXT, head_bias=False)
-    folder = save(tmp_path / "theirs", bunny_config(), parts.tensors(*BUNNY))
+@pytest.mark.parametrize(
+    "rows", [416, train_tokenizer().get_vocab_size()], ids=["spare rows", "no spare row"]
+)
+def test_bunny_merged(tmp_path: Path, rows: int) -> None:
+    """Padded with grey, all patches, no bias at the output; cut to the tokenizer's size, it gets a row for the picture."""
+    text = dataclasses.replace(TEXT, vocab_size=rows)
+    parts = Parts("siglip", SMALL_SIGLIP, text, head_bias=False)
+    folder = save(tmp_path / "theirs", bunny_config(text), parts.tensors(*BUNNY))
     import_checkpoint(folder, tmp_path / "ours")
     vlm = VisionLM(read_checkpoint(tmp_path / "ours"), device="cpu")
+    assert vlm.config.text.vocab_size == max(rows, train_tokenizer().get_vocab_size() + 1)
     assert_parity(vlm, parts.original(pixels(padded=True), PROMPT, train_tokenizer()))
 
 

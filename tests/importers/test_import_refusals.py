@@ -20,7 +20,8 @@ from tests.importers.parity import save
 from tests.importers.test_import_llava_phi import NAMES, config
 from vision_lm.checkpoint import read_checkpoint
 from vision_lm.cli import main
-from vision_lm.importers import importing
+from vision_lm.errors import CheckpointError
+from vision_lm.importers import importing, source
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,9 @@ def folder(good: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(good, tmp_path / "theirs"))
 
 
-def refusal(source: Path | str, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def refusal(given: Path | str, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The one line with which the command refuses this source, and status 2."""
-    assert main(["import", str(source), "--out", str(out)]) == 2
+    assert main(["import", str(given), "--out", str(out)]) == 2
     assert not (out / "config.json").exists()
     line = [one for one in capsys.readouterr().err.splitlines() if "error:" in one]
     assert len(line) == 1
@@ -80,8 +81,8 @@ def test_shards_and_plain_pickles_are_read(folder: Path, tmp_path: Path) -> None
     sharded(again)
     as_pickle(pickled, load_file(folder / "model.safetensors"))
     found = []
-    for number, source in enumerate((folder, again, pickled)):
-        assert main(["import", str(source), "--out", str(tmp_path / str(number))]) == 0
+    for number, given in enumerate((folder, again, pickled)):
+        assert main(["import", str(given), "--out", str(tmp_path / str(number))]) == 0
         found.append(read_checkpoint(tmp_path / str(number)).tensors)
     for other in found[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in found[0].items())
@@ -232,6 +233,22 @@ def test_no_network(
     assert "cannot be reached" in refusal("nobody/has-this-model", tmp_path / "out", capsys)
 
 
+def test_an_unknown_repository_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its config.json says enough: gigabytes are not fetched to be refused."""
+    asked: list[tuple[str, ...]] = []
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+
+    def find_folder(name: str, files: tuple[str, ...]) -> Path:
+        asked.append(files)
+        return tmp_path
+
+    monkeypatch.setattr(source, "find_folder", find_folder)
+    with pytest.raises(CheckpointError, match="of no known family"):
+        importing.import_checkpoint("somebody/gpt", tmp_path / "out")
+    (files,) = asked
+    assert not any("safetensors" in one or ".bin" in one or ".py" in one for one in files)
+
+
 def test_neither_overwrites_nor_reads_what_is_not_there(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,3 +258,19 @@ def test_neither_overwrites_nor_reads_what_is_not_there(
     assert "holds a checkpoint already" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
     assert "no such folder" in refusal(tmp_path / "nowhere", tmp_path / "other", capsys)
+
+
+def test_load_imports_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second load finds the first one's import; a changed source is imported anew; a bad one leaves nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / "vision-lm" / "imports"
+    first = read_checkpoint(folder)
+    assert first.config.prompt.system.startswith("A chat between")
+    (made,) = kept.iterdir()
+    before = (made / "model.safetensors").stat().st_ino
+    read_checkpoint(folder)
+    assert (made / "model.safetensors").stat().st_ino == before and len(list(kept.iterdir())) == 1
+    one_tensor_less(folder)
+    with pytest.raises(CheckpointError, match="missing tensors"):
+        read_checkpoint(folder)
+    assert list(kept.iterdir()) == [made]

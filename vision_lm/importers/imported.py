@@ -14,8 +14,9 @@ from torch import Tensor
 from vision_lm.config import Config, ProjectorConfig, PromptConfig, TextConfig
 from vision_lm.errors import CheckpointError
 from vision_lm.importers import phi_text
-from vision_lm.importers.tensor_table import Table
+from vision_lm.importers.tensor_table import Table, one_row_more
 from vision_lm.importers.towers import Tower
+from vision_lm.importers.transformers_phi import END_OF_TEXT, NEW_ROW
 
 _DTYPES: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
     torch.float32: "float32",
@@ -36,9 +37,9 @@ class Imported:
 
 
 def free_row(tokenizer: Tokenizer, text: TextConfig, where: str) -> int:
-    """An embedding row that no text encodes to, for the image placeholder. Raises CheckpointError where there is none.
+    """The first id that is no token, for the image placeholder: `assemble` adds a row where they are all tokens.
 
-    All published Phis have some: 51,200 rows for 50,295 tokens.
+    Raises CheckpointError where there are fewer rows than tokens. Most published Phis have 51,200 for 50,295 tokens.
     """
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= text.vocab_size:
@@ -46,18 +47,14 @@ def free_row(tokenizer: Tokenizer, text: TextConfig, where: str) -> int:
             f"{where}: the tokenizer has a token {largest}, but there are {text.vocab_size} embedding rows; "
             "the vocabulary is of another model"
         )
-    if largest + 1 == text.vocab_size:
-        raise CheckpointError(
-            f"{where}: all {text.vocab_size} embedding rows are tokens; the picture needs a free one"
-        )
     return largest + 1
 
 
 def end_of_text(tokenizer: Tokenizer, where: str) -> int:
     """The token that ends an answer. Raises CheckpointError."""
-    end = tokenizer.token_to_id("<|endoftext|>")
+    end = tokenizer.token_to_id(END_OF_TEXT)
     if end is None:
-        raise CheckpointError(f"{where}: the tokenizer has no <|endoftext|>; it is not a Phi's")
+        raise CheckpointError(f"{where}: the tokenizer has no {END_OF_TEXT}; it is not a Phi's")
     return int(end)
 
 
@@ -90,6 +87,10 @@ def assemble(
         raise CheckpointError(
             f"{where}: vocab_size is {text.vocab_size}, but the language model's head has {head.shape[0]} rows"
         )
+    if prompt.image_token_id == text.vocab_size:
+        text = dataclasses.replace(text, vocab_size=text.vocab_size + 1)
+        for ours, fill in NEW_ROW.items():
+            table[f"phi.{ours}"] = one_row_more(table[f"phi.{ours}"], fill)
     config = Config(
         name=name,
         vision=tower.config,

@@ -41,8 +41,7 @@ def import_checkpoint(
     """
     if (out / CONFIG).exists():
         raise CheckpointError(f"{out}: holds a checkpoint already; choose another folder or remove this one")
-    opened = open_source(source)
-    fetch_weights(opened)
+    opened = open_whole(source)
     words = opened.folder  # of the tokenizer
     if (opened.folder / ADAPTER).is_file():
         beneath = open_base(opened, base)
@@ -55,12 +54,23 @@ def import_checkpoint(
     imported = family.convert(opened, theirs, find_tokenizer(words))
     check(imported, opened)
     _check_space(out, theirs)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in theirs.values())
+    progress(f"{out}: writing {imported.config.name}, about {size / 1e9:,.1f} GB")
     ours: dict[str, Tensor] = dict(apply(imported.table, imported.tensors, opened.where))
     write_checkpoint(out, imported.config, ours, imported.tokenizer)
     (out / REPORT).write_text(
         json.dumps(_report(imported, opened, family.name), indent=1) + "\n", encoding="utf-8"
     )
     return imported
+
+
+def open_whole(source: str | os.PathLike[str]) -> Source:
+    """A source with its weights. Of an unknown family on the hub they are not fetched. Raises CheckpointError."""
+    opened = open_source(source)
+    if not Path(opened.name).expanduser().is_dir():
+        find_family(opened, ())  # by its config alone
+        fetch_weights(opened)
+    return opened
 
 
 def check(imported: Imported, source: Source) -> None:

@@ -21,6 +21,7 @@ from vision_lm.importers.preprocessing import preprocessed
 from vision_lm.importers.source import Source
 from vision_lm.importers.tokenizer_files import without_token
 from vision_lm.importers.towers import Tower, clip_tower, siglip_tower
+from vision_lm.importers.transformers_phi import END_OF_TEXT
 from vision_lm.model_files import CONFIG
 
 IMAGE = "<image>"
@@ -44,12 +45,12 @@ def convert(source: Source, tensors: Mapping[str, Tensor], tokenizer: Tokenizer)
     placeholder = int(raw.get("image_token_index", raw.get("image_token_id", 32_000)))
     if tokenizer.token_to_id(IMAGE) == placeholder:
         tokenizer = without_token(tokenizer, IMAGE)  # in our layout no text may encode to it
-    if tokenizer.id_to_token(placeholder) is not None or placeholder >= text.vocab_size:
-        placeholder = free_row(tokenizer, text, where)
-    free_row(tokenizer, text, where)
+    free = free_row(tokenizer, text, where)
+    if not 0 <= placeholder < text.vocab_size or tokenizer.id_to_token(placeholder) is not None:
+        placeholder = free
     end = end_of_text(tokenizer, where)
     template = find_template(source.folder)
-    settings = prompt_settings(source, template, tokenizer.id_to_token(end)) if template else _LLAVA_1_5
+    settings = prompt_settings(source, template, END_OF_TEXT) if template else _LLAVA_1_5
     prompt = PromptConfig(placeholder, end, **settings)  # type: ignore[arg-type]
     projector = projector_table(
         tensors,

@@ -73,9 +73,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def fetch_weights(source: Source) -> None:
-    """The weight files of a hub repository; of a folder they are there."""
-    if not Path(source.name).expanduser().is_dir():
-        find_folder(source.name, _WEIGHTS)
+    """The weight files of a hub repository."""
+    find_folder(source.name, _WEIGHTS)
 
 
 def read_weights(source: Source) -> dict[str, Tensor]:

@@ -49,6 +49,16 @@ def zeros(like: str) -> From:
     return From((like,), lambda tensors: torch.zeros_like(tensors[0][:, 0]), "zeros: they have no bias")
 
 
+def one_row_more(source: From, fill: float) -> From:
+    """The same with a last row of this value."""
+
+    def make(tensors: Sequence[Tensor]) -> Tensor:
+        rows = source.make(tensors) if source.make else tensors[0]
+        return torch.cat([rows, torch.full_like(rows[:1], fill)])
+
+    return From(source.names, make, f"{source.what}, a row of {fill:g} added".removeprefix(", "))
+
+
 def apply(
     table: Mapping[str, From], theirs: Mapping[str, Tensor], where: str
 ) -> Iterator[tuple[str, Tensor]]:

@@ -27,7 +27,8 @@ from vision_lm.model_files import (
 from vision_lm.skeleton import check_tensors, phi_shapes
 
 END_OF_TEXT = "<|endoftext|>"  # of every GPT-2 tokenizer, Phi's among them
-_UNUSED = -1e4  # output bias of a row that is no token: it is never said, and float16 holds it
+# What a row that is no token is filled with: its output is so low that it is never said, and float16 holds it.
+NEW_ROW = {"model.embed_tokens.weight": 0.0, "lm_head.weight": 0.0, "lm_head.bias": -1e4}
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,7 @@ def with_free_row(phi: Phi) -> tuple[Phi, int]:
     if free < phi.config.vocab_size:
         return phi, free
     tensors = dict(phi.tensors)
-    fills = {"model.embed_tokens.weight": 0.0, "lm_head.weight": 0.0, "lm_head.bias": _UNUSED}
-    for name, fill in fills.items():
+    for name, fill in NEW_ROW.items():
         tensors[name] = torch.cat([tensors[name], torch.full_like(tensors[name][:1], fill)])
     config = dataclasses.replace(phi.config, vocab_size=phi.config.vocab_size + 1)
     return dataclasses.replace(phi, config=config, tensors=tensors), free

@@ -1,0 +1,59 @@
+"""Another project's checkpoint as if it were ours: imported once, and kept where the next call finds it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from vision_lm.importers.importing import import_checkpoint, open_whole
+from vision_lm.model_files import CONFIG
+
+VERSION = 1  # of what an import writes: raised when that changes
+
+
+def is_foreign(config: Path) -> bool:
+    """Whether this config.json is of transformers' kind, and not ours. A broken one is neither."""
+    try:
+        raw = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(raw, dict) and "projector" not in raw and ("model_type" in raw or "architectures" in raw)
+    )
+
+
+def imported_folder(source: str | os.PathLike[str]) -> Path:
+    """The folder of this source's import, made now or before. Raises CheckpointError.
+
+    It lies in XDG_CACHE_HOME, else ~/.cache, under vision-lm/imports; a source whose files change is imported anew.
+    """
+    opened = open_whole(source)
+    kept = _cache() / f"{opened.folder.resolve().name[:40]}-{_digest(opened.folder)}"
+    if (kept / CONFIG).is_file():
+        return kept
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=kept.parent, prefix=".importing-"))
+    try:
+        import_checkpoint(source, new, progress=lambda line: print(line, file=sys.stderr, flush=True))
+        if not (kept / CONFIG).is_file():  # another process may have been as quick
+            shutil.rmtree(kept, ignore_errors=True)
+            new.replace(kept)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return kept
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision-lm" / "imports"
+
+
+def _digest(folder: Path) -> str:
+    """Of every file's name, size and time: cheap, and another when anything changed."""
+    files = sorted(path for path in folder.resolve().rglob("*") if path.is_file())
+    seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((VERSION, seen)).encode()).hexdigest()[:16]
