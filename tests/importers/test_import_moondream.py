@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +30,11 @@ from tests.importers.parity import (
     said,
     save,
 )
+from tests.importers.test_import_refusals import Bomb
+from vision_lm.checkpoint import read_checkpoint
 from vision_lm.config import TextConfig
-from vision_lm.importers.importing import check
+from vision_lm.errors import CheckpointError
+from vision_lm.importers.importing import check, import_checkpoint
 from vision_lm.importers.moondream import convert
 from vision_lm.importers.source import Source
 from vision_lm.model import VisionLM
@@ -144,6 +151,60 @@ def test_parity(generation: tuple[Moondream, VisionLM]) -> None:
     )
     whole = Original(seen, theirs.features, theirs.tokens, theirs.ids, theirs.logits, theirs.greedy)
     assert_parity(vlm, whole)
+
+
+class Holder(nn.Module):
+    """A module that TorchScript can save; what it does is never asked."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def as_first_release(model: Moondream, folder: Path) -> Path:
+    """vision.pt, a TorchScript archive; text_model.pt, a state dict; a folder with the tokenizer."""
+    (folder / "tokenizer").mkdir(parents=True)
+    holder = Holder()
+    for name, tensor in model.tensors().items():
+        if name.startswith("vision_encoder.model."):
+            path, _, leaf = name.removeprefix("vision_encoder.model.").rpartition(".")
+            place = holder
+            for part in path.split("."):
+                if part not in dict(place.named_children()):
+                    place.add_module(part, Holder())
+                place = place.get_submodule(part)
+            place.register_parameter(leaf, nn.Parameter(tensor.clone()))
+    torch.jit.script(holder).save(folder / "vision.pt")
+    text = {
+        name.removeprefix("text_model."): t for name, t in model.tensors().items() if name.startswith("text_")
+    }
+    torch.save(text, folder / "text_model.pt")
+    (folder / "text_model_cfg.json").write_text(json.dumps(mixer_config(model.text)))
+    train_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
+    return folder
+
+
+def test_the_first_release_is_read_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchScript's archive gives the very tensors, without TorchScript; one whose pickle calls something is refused."""
+    model = Moondream(True, SMALL, TEXT, inner=96)
+    folder = as_first_release(model, tmp_path / "first")
+    whole = save(tmp_path / "later", model.config(), model.tensors())
+    monkeypatch.setattr(torch.jit, "load", None)
+    import_checkpoint(folder, tmp_path / "a")
+    import_checkpoint(whole, tmp_path / "b")
+    first, later = (read_checkpoint(tmp_path / name) for name in "ab")
+    assert first.tensors.keys() == later.tensors.keys()
+    assert all(torch.equal(tensor, later.tensors[name]) for name, tensor in first.tensors.items())
+    assert dataclasses.replace(first.config, name="") == dataclasses.replace(later.config, name="")
+
+    bomb = pickle.dumps(Bomb(tmp_path / "ran"))
+    with zipfile.ZipFile(folder / "vision.pt", "w") as archive:
+        archive.writestr("vision/data.pkl", bomb)
+    with pytest.raises(CheckpointError, match="a pickle that runs code is refused"):
+        import_checkpoint(folder, tmp_path / "c")
+    (folder / "vision.pt").write_bytes(b"PK nothing")
+    with pytest.raises(CheckpointError, match="not a TorchScript file"):
+        import_checkpoint(folder, tmp_path / "c")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("january", [True, False])

@@ -14,17 +14,22 @@ import torch
 from torch import Tensor
 
 from vision_lm.errors import CheckpointError
+from vision_lm.importers.torchscript import read_torchscript
 from vision_lm.model_files import CONFIG, find_folder, one_line, read_safetensors
 
 # No pattern of them matches a Python file.
 _DESCRIPTIONS = ("*.json", "tokenizer/*.json", "merges.txt", "tokenizer/merges.txt")
 _WEIGHTS = (
+    "vision.pt",
+    "text_model.pt",
     "*.safetensors",
     "pytorch_model*.bin",
     "adapter_model.bin",
     "non_lora_trainables.bin",
     "mm_projector.bin",
 )
+# The very first release of moondream1: two pickles, one of them TorchScript, and the sizes of the language model.
+_FIRST_MOONDREAM = ("vision.pt", "text_model.pt", "text_model_cfg.json")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,9 @@ class Source:
 def open_source(name: str | os.PathLike[str]) -> Source:
     """A local folder, or a hub repository of which only the descriptions are fetched yet. Raises CheckpointError."""
     folder = find_folder(name, _DESCRIPTIONS)
+    if (folder / _FIRST_MOONDREAM[-1]).is_file():
+        sizes = read_json(folder / _FIRST_MOONDREAM[-1])
+        return Source(os.fspath(name), folder, {"model_type": "moondream1", "phi_config": sizes})
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no {CONFIG}; a checkpoint's folder holds one")
     settings = folder / "preprocessor_config.json"
@@ -80,6 +88,12 @@ def fetch_weights(source: Source) -> None:
 def read_weights(source: Source) -> dict[str, Tensor]:
     """Every tensor of the source, mapped and not copied. Raises CheckpointError."""
     tensors: dict[str, Tensor] = {}
+    vision, text, sizes = (source.folder / name for name in _FIRST_MOONDREAM)
+    if sizes.is_file():
+        tensors = {
+            f"vision_encoder.model.{name}": tensor for name, tensor in read_torchscript(vision).items()
+        }
+        return tensors | {f"text_model.{name}": tensor for name, tensor in read_file(text).items()}
     for path in weight_files(source.folder):
         tensors |= read_file(path)
     return tensors
