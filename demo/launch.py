@@ -18,7 +18,7 @@ from demo.backend import Backend
 from vision_lm.errors import VisionLMError
 from vision_lm.images import ImageLimits
 from vision_lm.server.arguments import api_key
-from vision_lm.server.listen import is_loopback, take_port
+from vision_lm.server.listen import check_reach, take_port
 
 Accounts = Sequence[tuple[str, str]]
 
@@ -125,11 +125,7 @@ def free_port(host: str, port: int, accounts: Accounts) -> int:
     """The port, if it can be served; for 0 one that can. Raises VisionLMError."""
     listener = take_port(host, port)
     try:
-        if not accounts and not is_loopback(listener):
-            raise VisionLMError(
-                f"{host} can be reached from other machines, and no --auth is set; set --auth-file or "
-                f"{arguments.AUTH_VARIABLE}, or open the page on 127.0.0.1"
-            )
+        check_reach(listener, bool(accounts), "--auth", f"--auth-file or {arguments.AUTH_VARIABLE}")
         return int(listener.getsockname()[1])
     finally:
         listener.close()

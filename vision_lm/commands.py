@@ -179,6 +179,14 @@ def serve(options: argparse.Namespace) -> int:
     from vision_lm.server import arguments
 
     sources, settings = arguments.sources(options), arguments.settings(options)
+    cluster = arguments.cluster(options)
+    if cluster is not None:
+        with _extra("serve"), _extra("ray"):
+            from vision_lm.server.scale_out import ray_modules, serve_on_ray
+
+            ray_modules()
+        serve_on_ray(sources, options.host, options.port, settings, cluster, options.device)
+        return 0
     with _extra("serve"):
         from vision_lm.server.serve import serve as run
     run(sources, options.host, options.port, settings, options.device)

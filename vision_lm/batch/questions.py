@@ -73,7 +73,7 @@ def _read_file(path: Path, first: int) -> Iterator[Question]:
         raise BatchError(f"{path}: no question in it; give a question a line, or a JSON object of them")
     for name, (where, text) in templates.items():
         try:
-            yield Question(name, check_question(text), _fields(text, where))
+            yield Question(name, check_question(text), fields_of(text, where))
         except RequestError as error:
             raise BatchError(f"{where}: {error}") from error
 
@@ -95,7 +95,7 @@ def _named(path: Path, content: str) -> dict[str, tuple[str, str]]:
     return {name: (f"{path} {name}", text) for name, text in raw.items()}
 
 
-def _fields(template: str, where: str) -> tuple[str, ...]:
+def fields_of(template: str, where: str) -> tuple[str, ...]:
     """The columns that a template names. Only plain names: `{a.b}` or `{a!r}` would look inside Python's objects."""
     try:
         pieces = list(string.Formatter().parse(template))

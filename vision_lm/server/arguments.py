@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 
 from vision_lm.errors import VisionLMError
-from vision_lm.server.settings import Settings
+from vision_lm.server.settings import Cluster, Settings
 
 KEY_VARIABLE = "VISION_LM_API_KEY"
+KEY_REMEDY = f"{KEY_VARIABLE} or --api-key-file"
 LIMITS = {
     "max_queue": "answers under way or waiting at once; beyond it 429",
     "max_body_bytes": "of a request",
@@ -48,6 +49,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="fetch images given as http(s) URLs from this host (example.com, example.com:8080); may be repeated",
     )
+    parser.add_argument(
+        "--ray",
+        action="store_true",
+        help="serve replicas on Ray, on this machine or on a cluster (pip install 'vision-lm[ray]')",
+    )
+    parser.add_argument(
+        "--replicas",
+        type=_replicas,
+        metavar="N|MIN-MAX",
+        help="how many; with MIN-MAX as many as the load asks for (default: 1)",
+    )
+    parser.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a Ray cluster; without it Ray is started here and stopped",
+    )
+    parser.add_argument(
+        "--replica-cpus", type=_count, metavar="N", help="cores for each replica (default: an even share)"
+    )
+    parser.add_argument("--replica-gpus", type=_gpus, metavar="N", help="GPUs for each replica (default: 0)")
     for name, meaning in LIMITS.items():
         default = getattr(Settings, name)
         parser.add_argument(
@@ -80,6 +101,20 @@ def settings(options: argparse.Namespace) -> Settings:
     return Settings(
         api_key=api_key(options.api_key_file), allow_url_hosts=tuple(options.allow_url_host), **limits
     )
+
+
+def cluster(options: argparse.Namespace) -> Cluster | None:
+    """Where replicas run; None without --ray. Raises VisionLMError for settings that only make sense with it."""
+    names = ("replicas", "ray_address", "replica_cpus", "replica_gpus")
+    given = [name for name in names if getattr(options, name) is not None]
+    if not options.ray:
+        if given:
+            raise VisionLMError(
+                f"--{given[0].replace('_', '-')} is for replicas on Ray; add --ray, or leave it out"
+            )
+        return None
+    least, most = options.replicas or (1, 1)
+    return Cluster(options.ray_address, least, most, options.replica_cpus, options.replica_gpus or 0)
 
 
 def api_key(file: Path | None) -> str | None:
@@ -121,6 +156,25 @@ def port(text: str) -> int:
 
 def _count(text: str) -> int:
     return _number(text, 1, 2**40, "a whole number of at least 1")
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    least, _, most = text.partition("-")
+    found = _count(least), _count(most or least)
+    if found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}: the least is more than the most; give MIN-MAX (1-4)")
+    return found
+
+
+def _gpus(text: str) -> float:
+    try:
+        if 0 <= float(text) <= 64:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no number of GPUs from 0 to 64 (0.5: two replicas share one)"
+    )
 
 
 def _seconds(text: str) -> float:

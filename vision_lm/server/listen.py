@@ -24,3 +24,12 @@ def take_port(host: str, port: int) -> socket.socket:
 
 def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def check_reach(listener: socket.socket, guarded: bool, guard: str, remedy: str) -> None:
+    """Raises VisionLMError for a port that other machines can reach and nothing guards."""
+    if not guarded and not is_loopback(listener):
+        raise VisionLMError(
+            f"{listener.getsockname()[0]} can be reached from other machines, and no {guard} is set; set {remedy}, "
+            "or serve on 127.0.0.1"
+        )

@@ -11,11 +11,11 @@ from types import FrameType
 import uvicorn
 
 import vision_lm
-from vision_lm.errors import VisionLMError
 from vision_lm.images import ImageWarning
 from vision_lm.server.admission import Admission
 from vision_lm.server.app import create_app
-from vision_lm.server.listen import is_loopback, take_port
+from vision_lm.server.arguments import KEY_REMEDY
+from vision_lm.server.listen import check_reach, take_port
 from vision_lm.server.observe import log_to_stderr
 from vision_lm.server.settings import Settings
 
@@ -27,11 +27,7 @@ def serve(sources: Mapping[str, str], host: str, port: int, settings: Settings, 
     """Serve checkpoints by name until SIGTERM or SIGINT. Raises VisionLMError before anything is served."""
     listener = take_port(host, port)  # first: to load models for a port that is taken would be a waste
     try:
-        if settings.api_key is None and not is_loopback(listener):
-            raise VisionLMError(
-                f"{host} can be reached from other machines, and no API key is set; set VISION_LM_API_KEY or "
-                "--api-key-file, or serve on 127.0.0.1"
-            )
+        check_reach(listener, settings.api_key is not None, "API key", KEY_REMEDY)
         models = {name: vision_lm.load(source, device) for name, source in sources.items()}
         log_to_stderr()
         warnings.simplefilter("ignore", ImageWarning)

@@ -22,3 +22,20 @@ class Settings:
     drain_timeout: float = 30.0  # seconds that running requests get when the service is told to stop
     decoders: int = os.cpu_count() or 1  # pictures decoded at once
     fetchers: int = 16  # requests at once whose pictures are being fetched
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where replicas run on Ray, how many, and what each may use."""
+
+    address: str | None = (
+        None  # of a Ray cluster ("auto", "10.0.0.5:6379"); None: Ray is started here and stopped
+    )
+    least: int = 1
+    most: int = 1  # more than `least`: as many as the load asks for
+    cpus: int | None = None  # of each replica; None: an even share of this machine's
+    gpus: float = 0  # of each replica; a half: two share one
+
+    @property
+    def cpus_each(self) -> int:
+        return self.cpus or max(1, (os.cpu_count() or 1) // self.most)
