@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import random_phi, text_config
+from tests.conftest import random_phi, scripted, text_config
 from vision_lm.answer import UNSUPPORTED, Support
 from vision_lm.checkpoint import Checkpoint
+from vision_lm.cli import main
 from vision_lm.engine import Engine, Prompt, Sampling, TorchDecoder
 from vision_lm.errors import ImageError
 from vision_lm.model import VisionLM
@@ -105,6 +108,25 @@ def test_a_list_of_captions_has_the_support_that_each_has_alone(
         alone = vlm.caption(picture, support=True, **options)
         assert one == alone and one.support
     assert vlm.caption(pictures[0], **options).support is None
+
+
+def test_what_a_blind_model_names_is_flagged(
+    vit_checkpoint: Checkpoint,
+    pictures: list[Image.Image],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the shell: a line for each thing, and `--json` has the numbers. It says the same without the picture."""
+    VisionLM(scripted(vit_checkpoint, " The cube is red."), device="cpu").save_pretrained(tmp_path / "blind")
+    pictures[0].save(tmp_path / "a.png")
+    command = ["caption", str(tmp_path / "a.png"), "--model", str(tmp_path / "blind"), "--explain"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "The cube is red." and lines[1].split()[0] == "cube"
+    assert lines[1].endswith("NOT SUPPORTED by the picture")
+    assert main([*command, "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["support"]
+    assert one["thing"] == "cube" and one["start"] == 4 and abs(one["support"]) < 1e-3 < one["seen"]
 
 
 def test_supported() -> None:

@@ -100,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     captioned.add_argument("images", metavar="IMAGE", nargs="+")
     captioned.add_argument("--length", choices=("short", "normal", "long"), default="normal")
 
+    captioned.add_argument(
+        "--explain",
+        action="store_true",
+        help="say how sure the picture makes each thing that is named, and flag what it does not support",
+    )
+
     asked = command("ask", commands.ask, "answer a question about each image")
     asked.add_argument("images", metavar="IMAGE", nargs="+")
     asked.add_argument("question", metavar="QUESTION")

@@ -14,7 +14,7 @@ from vision_lm.errors import TrainingError, VisionLMError
 
 if TYPE_CHECKING:
     from vision_lm import Answer, VisionLM
-    from vision_lm.answer import AnswerStream
+    from vision_lm.answer import AnswerStream, Support
 
 BAD_INPUT = 2  # exit status: something in the input has to be put right
 IMAGES_AT_ONCE = 16  # of a long list: their lines are printed as soon as these are answered
@@ -25,7 +25,7 @@ def caption(options: argparse.Namespace) -> int:
     vlm = _load(options, options.allow_url_host)
     return _answer_each(
         options,
-        whole=lambda images: vlm.caption(images, options.length),
+        whole=lambda images: vlm.caption(images, options.length, support=options.explain),
         stream=lambda image: vlm.stream_caption(image, options.length),
     )
 
@@ -241,7 +241,8 @@ def _answer_each(
 ) -> int:
     """One line for each image; the error of one that cannot be answered goes to stderr, and the others go on."""
     paths: list[str] = options.images
-    if len(paths) == 1 and not options.json and sys.stdout.isatty():
+    explain = getattr(options, "explain", False)
+    if len(paths) == 1 and not options.json and not explain and sys.stdout.isatty():
         _print_stream(stream(paths[0]))
         return 0
     status = 0
@@ -264,9 +265,22 @@ def _line(path: str, answer: Answer, options: argparse.Namespace, alone: bool) -
             "finish_reason": answer.finish_reason,
             "tokens": answer.tokens,
             "token_logprobs": [round(logprob, 4) for logprob in answer.token_logprobs],
+            "unanswerable": answer.unanswerable,
         }
+        if answer.support is not None:
+            values["support"] = [
+                {"thing": one.text, "start": one.start}
+                | {"seen": round(one.seen, 4), "unseen": round(one.unseen, 4), "support": round(one.value, 4)}
+                for one in answer.support
+            ]
         return json.dumps(values)
-    return answer.text if alone else f"{path}: {answer.text}"
+    line = answer.text if alone else f"{path}: {answer.text}"
+    return "\n".join([line, *map(_support_line, answer.support or ())])
+
+
+def _support_line(one: Support) -> str:
+    flag = "" if one.supported else "   NOT SUPPORTED by the picture"
+    return f"  {one.text:<24} {one.seen:4.0%} with the picture, {one.unseen:4.0%} without{flag}"
 
 
 def _print_stream(pieces: AnswerStream) -> str:
