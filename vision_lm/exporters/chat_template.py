@@ -12,6 +12,7 @@ from vision_lm.errors import ExportError
 from vision_lm.prompts import PLACEHOLDER
 
 _TEMPLATE = """
+{{- opening -}}
 {%- for message in messages -%}
     {%- set content = message['content'] -%}
     {%- set ns = namespace(images='', texts=[]) -%}
@@ -22,7 +23,7 @@ _TEMPLATE = """
         {%- endif -%}
     {%- endfor -%}
     {%- if message['role'] == 'user' -%}
-        {{- ns.images + before + (ns.texts | join(' ') | trim) + after -}}
+        {{- ahead + ns.images + before + (ns.texts | join(' ') | trim) + after -}}
     {%- else -%}
         {{- lead + (ns.texts | join(' ')) + end -}}
     {%- endif -%}
@@ -31,11 +32,29 @@ _TEMPLATE = """
 
 
 def chat_template(prompt: PromptConfig, end: str) -> str:
-    """Pictures first, then the question as the checkpoint asks it; answers end with the token `end`."""
+    """The pictures where the checkpoint has them, the question as it asks it; answers end with the token `end`.
+
+    Raises ExportError for a first token: who renders a template adds that or not, as they think fit.
+    """
+    if prompt.bos_token_id is not None:
+        raise ExportError(
+            "a prompt that begins with a token of its own, which a chat template cannot promise"
+        )
     blank = "\0"
-    before, after = prompt.question.format(question=blank).split(blank)
+    asked, after = prompt.question.format(images="\1", question=blank).split(blank)
+    ahead, pictures, before = asked.partition("\1")
+    if not pictures:
+        ahead, before = "", asked
     lead, trail = prompt.answer.format(answer=blank).split(blank)
-    pieces = {"before": before, "after": after, "lead": lead, "end": trail + end, "image": PLACEHOLDER}
+    pieces = {
+        "opening": prompt.system,
+        "ahead": ahead,
+        "before": before,
+        "after": after,
+        "lead": lead,
+        "end": trail + end,
+        "image": prompt.image.format(image=PLACEHOLDER),
+    }
     named = (f"{{%- set {name} = {json.dumps(text)} -%}}" for name, text in pieces.items())
     return "\n".join(named) + _TEMPLATE
 

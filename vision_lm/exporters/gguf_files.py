@@ -70,6 +70,8 @@ def write_gguf(checkpoint: Checkpoint, out: Path, *, language_only: bool = False
                 "a class token, which llama.cpp puts after the patches and reads one patch less for; "
                 "--language-only writes the language model"
             )
+        if config.vision.skip_patches:
+            raise ExportError("patches that are left out, which llama.cpp does not do")
         if config.vision.resize != "squash":
             notes.append(
                 f"pictures are stretched by llama.cpp; the checkpoint's own way is {config.vision.resize!r}"

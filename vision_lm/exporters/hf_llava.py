@@ -33,6 +33,7 @@ def write_hf_llava(checkpoint: Checkpoint, out: Path, *, keep_head_bias: bool = 
     """
     config = checkpoint.config
     tower = read_tower(config.vision, checkpoint.tensors)
+    strategy = _strategy(tower, config.vision.skip_patches)
     phi = {n.removeprefix("phi."): t for n, t in checkpoint.tensors.items() if n.startswith("phi.")}
     biased = bool(phi["lm_head.bias"].any())
     parts = {
@@ -45,10 +46,10 @@ def write_hf_llava(checkpoint: Checkpoint, out: Path, *, keep_head_bias: bool = 
         checkpoint.tokenizer.id_to_token(config.prompt.eos_token_id) or ""
     )  # a checkpoint's is always a token
     files = {
-        "config.json": _model(config, tower),
+        "config.json": _model(config, tower, strategy),
         "generation_config.json": _ends(config),
         "preprocessor_config.json": _pictures(config.vision),
-        "processor_config.json": _processor(tower),
+        "processor_config.json": _processor(tower, strategy),
         "tokenizer_config.json": _tokenizer(config, end),
     }
     with new_folder(out, tensors) as folder:
@@ -81,27 +82,32 @@ def _notes(tower: Tower, biased: bool, kept: bool) -> list[str]:
     return notes
 
 
-def _model(config: Config, tower: Tower) -> dict[str, Any]:
+def _model(config: Config, tower: Tower, strategy: str) -> dict[str, Any]:
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "dtype": config.dtype,
         "torch_dtype": config.dtype,  # its name before transformers 5
         "image_token_index": config.prompt.image_token_id,
-        "image_seq_length": tower.patches,
+        "image_seq_length": tower.patches - config.vision.skip_patches,
         "multimodal_projector_bias": True,
         "projector_hidden_act": "gelu",
         "tie_word_embeddings": False,
         "vision_feature_layer": tower.read[0] if len(tower.read) == 1 else list(tower.read),
-        "vision_feature_select_strategy": _strategy(tower),
+        "vision_feature_select_strategy": strategy,
         "vision_config": _vision(tower),
         "text_config": _text(config.text) | _ends(config),
     }
 
 
-def _strategy(tower: Tower) -> str:
-    """Llava's word for leaving the class token out, or for having none."""
-    return "default" if tower.kind == "clip" else "full"
+def _strategy(tower: Tower, skipped: int) -> str:
+    """Llava's word for leaving the first of the tower's tokens out: CLIP's class token, or a patch; or for keeping all.
+
+    Raises ExportError for more patches than that.
+    """
+    if skipped > (tower.kind == "siglip"):
+        raise ExportError(f"{skipped} patches that are left out, which Llava's does not do")
+    return "default" if tower.kind == "clip" or skipped else "full"
 
 
 def _vision(tower: Tower) -> dict[str, Any]:
@@ -150,16 +156,19 @@ def _pictures(vision: VisionConfig) -> dict[str, Any]:
     """An image processor that brings pictures to size as ours does: stretched, cut or padded."""
     size = vision.image_size
     square = {"height": size, "width": size}
-    padded = vision.resize == "pad"
-    if padded and vision.fill is not None and vision.fill != vision.mean:
-        raise ExportError(f"pictures padded with {list(vision.fill)}; Llava's processor pads with the mean")
+    padded, cut = vision.resize in ("pad", "pad_first"), vision.resize in ("crop", "crop_floor")
+    whole = tuple(int(255 * level) / 255 for level in vision.mean)  # what it makes of the mean
+    if padded and vision.fill not in (None, vision.mean, whole):
+        raise ExportError(
+            f"pictures padded with {list(vision.fill or ())}; Llava's processor pads with the mean"
+        )
     return {
         "image_processor_type": "LlavaImageProcessor" if padded else "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": size} if vision.resize == "crop" else square,
+        "size": {"shortest_edge": size} if cut else square,
         "resample": _RESAMPLE[vision.interpolation],
-        "do_center_crop": vision.resize == "crop",
+        "do_center_crop": cut,
         "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -170,12 +179,13 @@ def _pictures(vision: VisionConfig) -> dict[str, Any]:
     }
 
 
-def _processor(tower: Tower) -> dict[str, Any]:
+def _processor(tower: Tower, strategy: str) -> dict[str, Any]:
     return {
         "processor_class": "LlavaProcessor",
         "image_token": PLACEHOLDER,
         "patch_size": tower.patch_size,
-        "vision_feature_select_strategy": _strategy(tower),
+        "vision_feature_select_strategy": strategy,
+        # One less is counted with "default": of SigLIP's patches that is the one left out.
         "num_additional_image_tokens": 1 if tower.kind == "clip" else 0,
     }
 

@@ -20,6 +20,8 @@ def read_mlp(config: ProjectorConfig, tensors: Mapping[str, Tensor]) -> dict[str
     """
     if config.positions:
         raise ExportError("position embeddings that the projector adds to its output, which Llava's does not")
+    if config.residual_features:
+        raise ExportError("a second MLP in the projector, which Llava's does not have")
     if config.hidden_features > config.out_features:
         raise ExportError(
             f"a projector {config.hidden_features} wide inside; Llava's has the language model's {config.out_features}"

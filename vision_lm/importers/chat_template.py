@@ -70,7 +70,7 @@ def prompt_settings(source: Source, template: str, end: str) -> dict[str, str]:
         )
     settings |= {
         "system": system,
-        "question": question + _escaped(after),
+        "question": question.removeprefix("{images}") + _escaped(after),  # there they stand anyway
         "image": "{image}" + _escaped(picture),
     }
     return settings

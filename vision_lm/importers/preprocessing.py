@@ -29,7 +29,8 @@ def preprocessed(config: VisionConfig, settings: Mapping[str, Any], where: str) 
         changes["interpolation"] = _RESAMPLE[settings["resample"]]
     if settings.get("size") is not None:
         changes["resize"] = _resize(settings, config.image_size, where)
-    return dataclasses.replace(config, **changes)
+    changed = dataclasses.replace(config, **changes)
+    return padded_first(changed) if settings.get("do_pad") else changed  # LlavaImageProcessor's
 
 
 def padded_first(config: VisionConfig) -> VisionConfig:
