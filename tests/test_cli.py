@@ -112,7 +112,15 @@ def test_json_lines(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["image"] for line in lines] == images
     for line in lines:
-        assert line.keys() == {"image", "text", "confidence", "finish_reason", "tokens", "token_logprobs"}
+        assert line.keys() == {
+            "image",
+            "text",
+            "confidence",
+            "finish_reason",
+            "tokens",
+            "token_logprobs",
+            "unanswerable",
+        }
         assert line["text"] == SAYING
         assert tokenizer.decode(line["tokens"]).strip() == SAYING
         assert len(line["token_logprobs"]) == len(line["tokens"])
