@@ -41,12 +41,15 @@ def load(
     dtype: str = "auto",
     quantize: Literal["int8", "int4"] | None = None,
     *,
+    revision: str | None = None,
     allow_url_hosts: Collection[str] = (),
 ) -> VisionLM:
     """A model from an embedded checkpoint's name, a folder or a hub id; see `VisionLM` for the rest."""
     from vision_lm.model import VisionLM
 
-    return VisionLM.from_pretrained(source, device, dtype, quantize, allow_url_hosts=allow_url_hosts)
+    return VisionLM.from_pretrained(
+        source, device, dtype, quantize, revision=revision, allow_url_hosts=allow_url_hosts
+    )
 
 
 def __getattr__(name: str) -> Any:

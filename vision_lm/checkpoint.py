@@ -35,6 +35,7 @@ __all__ = [
     "EMBEDDED",
     "Checkpoint",
     "build_on_meta",
+    "checkpoint_folder",
     "expected_tensors",
     "read_checkpoint",
     "write_checkpoint",
@@ -58,12 +59,12 @@ class Checkpoint:
 
 
 def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
-    """Read and check a checkpoint: an embedded name ("mini"), a local folder, or a hub id ("owner/name").
+    """Read and check a checkpoint: an embedded name ("mini"), a local folder, or a hub id ("owner/name", "owner/name@revision").
 
     One of another project that `vision-lm import` knows is imported first, and the import kept for the next time.
     Raises CheckpointError with one line that names the file, the key or the tensor that is wrong.
     """
-    folder = _embedded(os.fspath(source)) or _native(source, find_folder(source, FILES))
+    folder = checkpoint_folder(source)
     config = Config.load(folder / CONFIG)
     tokenizer = read_tokenizer(folder / TOKENIZER)
     _check_tokenizer(tokenizer, config, folder / TOKENIZER)
@@ -79,6 +80,11 @@ def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         )
     check_tensors(checkpoint.tensors, expected_tensors(config), folder)
     return checkpoint
+
+
+def checkpoint_folder(source: str | os.PathLike[str]) -> Path:
+    """Where the files of a checkpoint are, fetched first if need be. Raises CheckpointError."""
+    return _embedded(os.fspath(source)) or _native(source, find_folder(source, FILES))
 
 
 def _embedded(name: str) -> Path | None:

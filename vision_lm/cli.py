@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from demo.arguments import add_arguments as add_demo_arguments
-from vision_lm import __version__, commands
+from vision_lm import __version__, commands, describe
 from vision_lm.batch.arguments import add_arguments as add_batch_arguments
 from vision_lm.commands import complain
 from vision_lm.errors import VisionLMError
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     served = command("serve", commands.serve, "answer over HTTP, to OpenAI's clients and plain ones")
     add_serve_arguments(served)
 
-    described = command("info", commands.info, "say what a checkpoint is made of")
+    described = command("info", describe.run, "say what a checkpoint is made of")
     described.add_argument("model", metavar="MODEL", nargs="?", default="mini")
     return parser
 

@@ -193,35 +193,6 @@ def serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def info(options: argparse.Namespace) -> int:
-    """What a checkpoint is made of."""
-    from vision_lm.checkpoint import read_checkpoint
-
-    checkpoint = read_checkpoint(options.model)
-    config = checkpoint.config
-    sizes = {"encoder": 0, "projector": 0, "phi": 0}
-    for name, tensor in checkpoint.tensors.items():
-        sizes[name.partition(".")[0]] += tensor.numel()
-    patches, width = checkpoint.patch_layout
-    tower = config.vision.tower.get("timm_model_name") or "ViT of {layers} layers, {width} wide".format(
-        **{"layers": 12, "width": 768} | config.vision.tower
-    )
-    text = config.text
-    lines = {
-        "name": config.name,
-        "weights": f"{config.dtype}, {sum(sizes.values()):,} parameters",
-        "encoder": f"{tower}, {config.vision.image_size} pixels a side, {sizes['encoder']:,} parameters",
-        "image tokens": f"{patches + len(config.vision.pooled)}, from patches {width} wide",
-        "projector": f"{'trained' if config.projector_trained else 'UNTRAINED'}, {sizes['projector']:,} parameters",
-        "language": f"Phi of {text.num_hidden_layers} layers, {text.hidden_size} wide, {sizes['phi']:,} parameters",
-        "vocabulary": f"{checkpoint.tokenizer.get_vocab_size():,} tokens in {text.vocab_size:,} rows",
-        "context": f"{text.max_position_embeddings:,} tokens",
-    }
-    for key, value in lines.items():
-        print(f"{key + ':':<14}{value}")
-    return 0
-
-
 def _load(options: argparse.Namespace, allow_url_hosts: Sequence[str] = ()) -> VisionLM:
     vlm = vision_lm.load(
         options.model, options.device, quantize=options.quantize, allow_url_hosts=allow_url_hosts

@@ -7,6 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, Unpack, overload
 
 from PIL import Image
@@ -30,6 +31,8 @@ from vision_lm.engine import (
 from vision_lm.errors import RequestError, VisionLMError
 from vision_lm.explain import GRID, Explanation, explain
 from vision_lm.images import ImageSource, open_image
+from vision_lm.model_card import ModelCard, write_card
+from vision_lm.model_files import CARD
 from vision_lm.pictures import PictureEncoder, Pictures
 from vision_lm.prompts import CaptionLength, PromptBuilder, Turn, turns_from_messages
 from vision_lm.skeleton import build_on_meta
@@ -134,23 +137,37 @@ class VisionLM:
         dtype: str = "auto",
         quantize: Mode = None,
         *,
+        revision: str | None = None,
         allow_url_hosts: Collection[str] = (),
     ) -> VisionLM:
-        """From an embedded name ("mini"), a folder, or a hub id ("owner/name"). Raises CheckpointError."""
+        """From an embedded name ("mini"), a folder, or a hub id ("owner/name"). Raises CheckpointError.
+
+        `revision`: a branch, a tag or a commit of the hub's repository; "owner/name@revision" says the same.
+        """
+        if revision is not None:
+            source = f"{os.fspath(source)}@{revision}"
         return cls(read_checkpoint(source), device, dtype, quantize, allow_url_hosts=allow_url_hosts)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the checkpoint that this model was made from, in its own dtype."""
-        write_checkpoint(folder, self.config, self.checkpoint.tensors, self.checkpoint.tokenizer)
+    def save_pretrained(self, folder: str | os.PathLike[str], card: ModelCard | None = None) -> None:
+        """Write the checkpoint that this model was made from, in its own dtype, and a model card.
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        A card that is there already is left as it is, unless a new one is given.
+        """
+        write_checkpoint(folder, self.config, self.checkpoint.tensors, self.checkpoint.tokenizer)
+        path = Path(folder) / CARD
+        if card is not None or not path.exists():
+            path.write_text(write_card(self.checkpoint, card or ModelCard()), encoding="utf-8")
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None, card: ModelCard | None = None
+    ) -> str:
         """Upload the checkpoint to the Hugging Face hub, to a new repository if need be; returns its URL."""
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
         address = str(api.create_repo(repo_id, private=private, exist_ok=True))
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, card)
             api.upload_folder(repo_id=repo_id, folder_path=folder)
         return address
 

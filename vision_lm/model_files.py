@@ -15,32 +15,47 @@ from torch import Tensor
 from vision_lm.errors import CheckpointError
 
 CONFIG, TENSORS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CARD = "README.md"  # says of a model what it is, and its licence
 INDEX = "model.safetensors.index.json"  # names the files of a model that is split into several
 # All that is ever fetched of a transformers model or of a checkpoint.
-FILES = (CONFIG, TENSORS, TOKENIZER, INDEX, "model-*.safetensors")
+FILES = (CONFIG, TENSORS, TOKENIZER, INDEX, "model-*.safetensors", CARD)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def find_folder(source: str | os.PathLike[str], files: Sequence[str]) -> Path:
-    """A local folder, or the folder of a hub repository of which `files` (names or patterns) are fetched."""
+    """A local folder, or the folder of a hub repository of which `files` (names or patterns) are fetched.
+
+    `owner/name@revision` is a branch, a tag or a commit of a repository. Raises CheckpointError.
+    """
     name = os.fspath(source)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
         raise CheckpointError(f"{name}: this is a file; give the folder that holds {', '.join(files[:3])}")
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        return download(name, files)
-    raise CheckpointError(f"{name}: no such folder; give a folder or a hub id (owner/name)")
+    hub_id, _, revision = name.partition("@")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", hub_id) and (revision or "@" not in name):
+        return download(hub_id, files, revision or None)
+    raise CheckpointError(
+        f"{name}: no such folder; give a folder or a hub id (owner/name, owner/name@revision)"
+    )
 
 
-def download(hub_id: str, files: Sequence[str]) -> Path:
-    """Fetch these files of a hub repository, or find them in its cache. Raises CheckpointError."""
+def download(hub_id: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """Fetch these files of a hub repository, or find them in its cache. Raises CheckpointError.
+
+    Cache, offline mode and token are those of huggingface_hub (HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN).
+    """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(files)))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(files)))
     except GatedRepoError:
         raise CheckpointError(
             f"{hub_id}: gated; accept its terms on the hub and run `hf auth login`"
@@ -49,10 +64,14 @@ def download(hub_id: str, files: Sequence[str]) -> Path:
         raise CheckpointError(
             f"{hub_id}: no folder here, and no repository on the hub; check the name"
         ) from None
-    except LocalEntryNotFoundError:
-        remedy = "connect to the network, or give a folder"
+    except RevisionNotFoundError:
         raise CheckpointError(
-            f"{hub_id}: not on this machine, and the hub cannot be reached; {remedy}"
+            f"{hub_id}: has no revision {revision!r}; give a branch, a tag or a commit"
+        ) from None
+    except LocalEntryNotFoundError:
+        remedy, at = "connect to the network, or give a folder", f"@{revision}" if revision else ""
+        raise CheckpointError(
+            f"{hub_id}{at}: not on this machine, and the hub cannot be reached; {remedy}"
         ) from None
     except Exception as error:  # the hub's client passes on whatever its HTTP library raises
         raise CheckpointError(f"{hub_id}: cannot be fetched from the hub ({one_line(error)})") from error
