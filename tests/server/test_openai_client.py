@@ -40,6 +40,7 @@ def test_a_question_about_a_data_url(client: Any, vlm: VisionLM, png: bytes, dat
     assert choice.message.role == "assistant"
     assert choice.finish_reason == ("length" if answer.finish_reason == "length" else "stop")
     assert choice.confidence == pytest.approx(answer.confidence, abs=1e-5)
+    assert choice.unanswerable == answer.unanswerable
     assert done.usage.completion_tokens == len(answer.tokens)
     assert done.usage.prompt_tokens > 16  # a picture's patches are counted
     assert done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import vision_lm
+from vision_lm.answer import Answer
 from vision_lm.batch.questions import RESERVED, Question, fields_of
 from vision_lm.errors import BatchError
 from vision_lm.prompts import CaptionLength, check_question
@@ -85,10 +86,13 @@ class Replica:
             texts: list[str | None] = []
             sure: list[float | None] = []
             for row, reply in enumerate(replies):
-                failed = isinstance(reply, Exception)
-                texts.append(None if failed else reply.text)
-                sure.append(None if failed else reply.confidence)
-                errors[row] = str(reply) if failed else errors[row]
+                if isinstance(reply, Answer):
+                    texts.append(reply.text)
+                    sure.append(reply.confidence)
+                else:
+                    texts.append(None)
+                    sure.append(None)
+                    errors[row] = str(reply)
             found[question.name], found[f"{question.name}_confidence"] = _column(texts), _column(sure)
         return found | {"error": _column(errors)}
 

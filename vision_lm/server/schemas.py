@@ -201,6 +201,9 @@ class Choice(BaseModel):
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"]
     confidence: float = Field(ge=0, le=1, description="calibrated probability that the answer is right")
+    unanswerable: bool = Field(
+        description="less sure than the checkpoint's threshold: better say that nobody knows"
+    )
 
 
 class ChatCompletion(BaseModel):
@@ -262,6 +265,9 @@ class SimpleAnswer(BaseModel):
     model: str
     text: str
     confidence: float = Field(ge=0, le=1)
+    unanswerable: bool = Field(
+        description="less sure than the checkpoint's threshold: better say that nobody knows"
+    )
     finish_reason: Literal["stop", "length", "repetition", "cancelled"]
     usage: Usage
 

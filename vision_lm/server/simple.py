@@ -92,6 +92,7 @@ async def answered(request: Request, name: str, vlm: VisionLM, turn: Turn, task:
             model=name,
             text=answer.text,
             confidence=answer.confidence,
+            unanswerable=answer.unanswerable,
             finish_reason=answer.finish_reason,
             usage=usage_of([one]),
         )

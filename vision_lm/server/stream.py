@@ -98,7 +98,8 @@ class ChatStream(StreamingResponse):
         answer = self.answers[index].answer
         assert answer is not None
         reason = openai_reason(answer.finish_reason)
-        return self._chunk(index, {}, finish_reason=reason, confidence=answer.confidence)
+        sure, not_at_all = answer.confidence, answer.unanswerable
+        return self._chunk(index, {}, finish_reason=reason, confidence=sure, unanswerable=not_at_all)
 
 
 async def interleaved(
