@@ -31,11 +31,7 @@ def mini() -> VisionLM:
             ("rocket", "missile", "shuttle"),
             marks=pytest.mark.xfail(strict=True, reason="mini says an oil rig: docs/mini.md"),
         ),
-        pytest.param(
-            "astronaut.jpg",
-            ("person", "astronaut", "space suit"),
-            marks=pytest.mark.xfail(strict=True, reason="mini says perhaps a sled: docs/mini.md"),
-        ),
+        ("astronaut.jpg", ("person", "astronaut", "space suit")),
     ],
 )
 def test_real_photographs_are_named(mini: VisionLM, photograph: str, words: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.server.conftest import asked, refusal, until
+from tests.server.conftest import QUESTION, asked, refusal, until
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.cli import main
 from vision_lm.errors import BatchError, RequestError
@@ -38,7 +38,7 @@ def folder(vit_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.slow
 def test_two_replicas_answer_as_one_process(
-    folder: Path, vlm: VisionLM, data_url: str, tmp_path: Path
+    folder: Path, vlm: VisionLM, png: bytes, data_url: str, tmp_path: Path
 ) -> None:
     """Both take part, each with the gate, limits and answers of `vision-lm serve`; SIGTERM ends it with success."""
     log = tmp_path / "log"
@@ -64,8 +64,7 @@ def test_two_replicas_answer_as_one_process(
 
             with ThreadPoolExecutor(8) as threads:
                 answers = set(threads.map(answer, range(32)))
-            alone = vlm.chat([{"role": "user", "content": asked(data_url)}])
-            assert answers == {alone.text}
+            assert answers == {vlm.ask(png, QUESTION).text}
             with client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as response:
                 lines = [line for line in response.iter_lines() if line]
             assert lines[-1] == "data: [DONE]" and len(lines) > 2

@@ -46,9 +46,9 @@ def serve_on_ray(
         port = listener.getsockname()[1]
     finally:
         listener.close()  # Ray's proxy takes it, in a process of its own
-    log_to_stderr()
     ray, serve = ray_modules()
     _connect(ray, cluster)
+    log_to_stderr()
     stop = threading.Event()
     # After Ray, which sets handlers of its own that abort the process.
     before = {one: signal.signal(one, lambda *_: stop.set()) for one in (signal.SIGTERM, signal.SIGINT)}
