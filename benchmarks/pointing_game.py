@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from mini_quality import interval
 from PIL import Image
 
 import vision_lm
@@ -105,14 +106,6 @@ def points_at(found: Explanation, thing: Thing) -> bool:
 def share(one: Round) -> float:
     left, top, right, bottom = one.thing.box
     return (right - left) * (bottom - top) / (one.image.width * one.image.height)
-
-
-def interval(hits: list[bool]) -> tuple[float, float]:
-    """95% bootstrap interval of the mean, 1,000 resamples, fixed seed."""
-    values = np.asarray(hits, dtype=float)
-    draws = np.random.default_rng(0).integers(0, len(values), (1000, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 if __name__ == "__main__":

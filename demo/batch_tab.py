@@ -80,7 +80,7 @@ class BatchTab:
         files: Sequence[str] | None,
         task: str,
         length: Any,
-        question: str,
+        question: str | None,
         model: str,
         temperature: float,
         tokens: float,
@@ -93,7 +93,8 @@ class BatchTab:
             }
             return
         settings = chosen(model, temperature, tokens)
-        job = Job(settings, question if task == QUESTION else None, length)
+        # A box that is not drawn yet gives None, which would ask for captions.
+        job = Job(settings, (question or "") if task == QUESTION else None, length)
         stop = self.stops.begin(session_of(request))
         rows: Sequence[Row] = ()
         try:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 
 from projector.module import Projector
 from vision_lm.checkpoint import Checkpoint
@@ -155,6 +156,15 @@ def settled(encoder: ImageEncoder) -> ImageEncoder:
     with torch.no_grad():
         encoder.train()(torch.randn(16, 3, size, size))
     return encoder.eval()
+
+
+def randomise(module: nn.Module) -> None:
+    """Random values everywhere, also where a fresh module has zeros and ones; large enough to tell answers apart."""
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            weight.normal_(std=0.2)
+            if "norm" in name and name.endswith("weight"):
+                weight.add_(1.0)
 
 
 def random_checkpoint(vision: VisionConfig, text: TextConfig | None = None, seed: int = 0) -> Checkpoint:

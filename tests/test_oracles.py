@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration
 
-from tests.conftest import VIT, random_checkpoint, random_phi, text_config
+from tests.conftest import VIT, random_checkpoint, random_phi, randomise, text_config
 from vision_lm.checkpoint import read_checkpoint
 from vision_lm.config import TextConfig
 from vision_lm.encoder import ImageEncoder
@@ -59,15 +59,6 @@ def clip_config(*, quick_gelu: bool) -> CLIPVisionConfig:
         patch_size=8,
         hidden_act="quick_gelu" if quick_gelu else "gelu",
     )
-
-
-def randomise(module: nn.Module) -> None:
-    """Random values everywhere, also where a fresh module has zeros and ones."""
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            weight.normal_(std=0.2)
-            if "norm" in name and name.endswith("weight"):
-                weight.add_(1.0)
 
 
 def tower_names(clip: dict[str, Tensor], layers: int) -> dict[str, Tensor]:

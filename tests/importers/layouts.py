@@ -10,31 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from tests.conftest import text_config
-from tests.importers.parity import Original, chunks, randomise, said
+from tests.conftest import randomise, text_config
+from tests.importers.parity import Original, chunks, said
 from vision_lm.config import TextConfig
 from vision_lm.phi import build_phi
 
 TEXT = text_config(max_position_embeddings=512, num_key_value_heads=4)
-PHI_2 = text_config(
-    vocab_size=51_200,
-    hidden_size=2560,
-    intermediate_size=10_240,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    max_position_embeddings=2048,
-    partial_rotary_factor=0.4,
-)
-PHI_1_5 = text_config(
-    vocab_size=51_200,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=24,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    max_position_embeddings=2048,
-)
 # At reduced width as at full: patches of 14 pixels, 6 pixels beyond the last one, heads 72 wide.
 SMALL = {
     "hidden_size": 144,

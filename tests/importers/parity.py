@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.conftest import train_tokenizer
 from tests.test_oracles import decode
@@ -39,15 +39,6 @@ class Original:
 
 def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 70, 3), dtype=np.uint8))
-
-
-def randomise(module: nn.Module) -> None:
-    """Random values everywhere, also where a fresh module has zeros and ones; large enough to tell answers apart."""
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            weight.normal_(std=0.2)
-            if "norm" in name and name.endswith("weight"):
-                weight.add_(1.0)
 
 
 def save(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], **files: dict[str, Any]) -> Path:

@@ -15,8 +15,6 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from tests.conftest import train_tokenizer
 from tests.importers.layouts import (
-    PHI_1_5,
-    PHI_2,
     SMALL_SIGLIP,
     SO400M,
     TEXT,
@@ -26,6 +24,7 @@ from tests.importers.layouts import (
 )
 from tests.importers.parity import assert_parity, picture, save
 from tests.importers.test_import_llava_phi import PROMPT, on_a_square
+from vision_lm.bench.shapes import PHI_1_5, PHI_2
 from vision_lm.checkpoint import read_checkpoint
 from vision_lm.importers import bunny, imp
 from vision_lm.importers.importing import check, import_checkpoint

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tests.conftest import text_config, train_tokenizer
+from tests.conftest import randomise, text_config, train_tokenizer
 from tests.importers.parity import (
     PICTURE,
     QUESTION,
@@ -30,8 +30,8 @@ from tests.importers.parity import (
     chunks,
     imported,
     picture,
-    randomise,
 )
+from vision_lm.bench.shapes import PHI_2
 from vision_lm.config import PromptConfig
 from vision_lm.errors import CheckpointError
 from vision_lm.importers.chat_template import prompt_settings
@@ -227,19 +227,9 @@ def test_every_tensor_of_the_public_sizes_is_used(tower: str) -> None:
             "image_size": 384,
         },
     }[tower]
-    text = text_config(
-        vocab_size=51_200,
-        hidden_size=2560,
-        intermediate_size=10_240,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=2048,
-        partial_rotary_factor=0.4,
-    )
     config = LlavaConfig(
         vision_config=kind(**sizes, num_attention_heads=16, patch_size=14),
-        text_config=phi_config(text),
+        text_config=phi_config(PHI_2),
         image_token_index=51_000,
         vision_feature_select_strategy="default" if tower == "clip" else "full",
     )
@@ -249,7 +239,7 @@ def test_every_tensor_of_the_public_sizes_is_used(tower: str) -> None:
     source = Source("full", Path("full"), raw)
     converted = convert(source, tensors, train_tokenizer())
     check(converted, source)
-    assert converted.config.text == text
+    assert converted.config.text == PHI_2
 
 
 def on_disk(state: dict[str, Tensor]) -> dict[str, Tensor]:

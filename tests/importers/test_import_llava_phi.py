@@ -17,8 +17,6 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from tests.conftest import train_tokenizer
 from tests.importers.layouts import (
     CLIP_L,
-    PHI_1_5,
-    PHI_2,
     SMALL_CLIP,
     SMALL_SIGLIP,
     SO400M,
@@ -27,6 +25,7 @@ from tests.importers.layouts import (
     fused_head_by_head,
 )
 from tests.importers.parity import QUESTION, assert_parity, imported, picture, save
+from vision_lm.bench.shapes import PHI_1_5, PHI_2
 from vision_lm.config import TextConfig
 from vision_lm.importers.importing import check
 from vision_lm.importers.llava_phi import convert

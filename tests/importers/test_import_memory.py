@@ -17,11 +17,11 @@ from tests.importers.test_import_llava_phi import NAMES, config
 
 TEXT = text_config(
     vocab_size=4096,
-    hidden_size=512,
-    intermediate_size=2048,
-    num_hidden_layers=4,
-    num_attention_heads=8,
-    num_key_value_heads=8,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=12,
+    num_attention_heads=16,
+    num_key_value_heads=16,
     max_position_embeddings=2048,
 )
 # Imports what the import imports, then measures what the rest adds at its highest, in bytes.
@@ -56,8 +56,7 @@ def test_memory_is_at_most_a_fifth_above_the_size(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config("clip", CLIP_L, TEXT)))
     train_tokenizer().save(str(folder / "tokenizer.json"))
     size = (folder / "model.safetensors").stat().st_size
-    assert size > 500e6
+    assert size > 900e6  # so large that the process's own, some 140 MiB, is little beside it
     command = [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "ours")]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    # Some of it is the process's own, whatever the size: measured at 140 MiB, and it wavers.
-    assert int(ran.stdout) <= size + 200 * 2**20
+    assert int(ran.stdout) <= 1.2 * size

@@ -17,8 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.conftest import train_tokenizer
-from tests.importers.layouts import PHI_1_5, TEXT, linear, mixer_config, mixer_names
+from tests.conftest import randomise, train_tokenizer
+from tests.importers.layouts import TEXT, linear, mixer_config, mixer_names
 from tests.importers.parity import (
     PICTURE,
     QUESTION,
@@ -26,11 +26,11 @@ from tests.importers.parity import (
     assert_parity,
     imported,
     picture,
-    randomise,
     said,
     save,
 )
 from tests.importers.test_import_refusals import Bomb
+from vision_lm.bench.shapes import PHI_1_5
 from vision_lm.checkpoint import read_checkpoint
 from vision_lm.config import TextConfig
 from vision_lm.errors import CheckpointError

@@ -11,9 +11,10 @@ from transformers import CLIPVisionConfig, SiglipVisionConfig
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tests.conftest import train_tokenizer
-from tests.importers.layouts import CLIP_L, PHI_2, SMALL_CLIP, SMALL_SIGLIP, SO400M, TEXT, Parts
+from tests.importers.layouts import CLIP_L, SMALL_CLIP, SMALL_SIGLIP, SO400M, TEXT, Parts
 from tests.importers.parity import assert_parity, imported, picture, save
 from tests.importers.test_import_llava_phi import PROMPT, clip_pixels
+from vision_lm.bench.shapes import PHI_2
 from vision_lm.config import TextConfig
 from vision_lm.importers.importing import check
 from vision_lm.importers.source import Source

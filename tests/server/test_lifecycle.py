@@ -154,7 +154,8 @@ def test_sigterm_drains(folder: Path) -> None:
             base_url=f"http://127.0.0.1:{lines[1]['port']}", headers=headers, timeout=300
         ) as client:
             assert client.get("/readyz").status_code == 200
-            body = long_chat(stream=True, max_tokens=3000)
+            # More than sockets hold, so that the stream lasts until it is read, however fast the model is.
+            body = long_chat(stream=True, max_tokens=3000, n=4, logprobs=True, top_logprobs=20)
             with client.stream("POST", CHAT, json=body) as response:
                 received = response.iter_lines()
                 next(received)
