@@ -149,8 +149,11 @@ def _scenes(
         picture.save(path, compress_level=1)
         asked = scenes.questions(scene, rng, 14, absent_names=rng.sample(names, min(20, len(names))))
         turns = list(asked)
+        own = random.Random(f"naming/{name}/{number}")
+        # Held-out captions name everything: they say what is there.
+        told = scenes.unsure(scene, own) if pairs == "avoid" else scene
         if rng.random() < CAPTION_SHARE:
-            turns += _captions(scene, rng)
+            turns += _captions(told, rng)
         parts.append(Part("", Sample((path,), tuple(turns))))
         chat = scenes.dialogue(scene, rng)
         if len(chat) > 1:
@@ -159,9 +162,8 @@ def _scenes(
         hard = scenes.reasoning(scene, random.Random(f"reasoning/{name}/{number}"), 14)
         if len(scene.things) > 1 and hard:
             parts.append(Part("reasoning", Sample((path,), tuple(hard))))
-        own = random.Random(f"naming/{name}/{number}")
         if len(scene.things) > 1:
-            named = scenes.naming(scene, own, 8) + _captions(scene, own)
+            named = scenes.naming(scene, own, 8) + _captions(told, own)
             parts.append(Part("naming", Sample((path,), tuple(named))))
     return parts
 

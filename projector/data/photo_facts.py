@@ -18,7 +18,7 @@ from projector.data.scene_grammar import with_article
 
 PRESENT, ABSENT = 0.35, 0.03  # sums of probability above which a thing is there, below which it is not
 SURE = 0.55
-RIVAL = 0.6  # times the first thing's probability, from which a second one is as good a guess
+RIVAL = 0.6  # times the first thing's probability, from which a second one is as good a guess: both are said
 # A helmet, a sledge and a jersey, none of them certain, are somebody: from this sum, and so many times any one of them.
 SOMEBODY, FAR = 0.2, 1.5
 
@@ -56,10 +56,23 @@ def caption(facts: PhotoFacts, length: str, rng: random.Random) -> str:
     """A caption that is as sure as the probabilities are."""
     subject = subject_of(facts)
     sure = facts.person if subject == "person" else facts.mass
+    others = sorted((n for n in facts.masses if n != subject), key=lambda name: -facts.masses[name])
+    tied = (
+        subject != "person" and facts.masses[others[0]] > RIVAL * sure
+    )  # a helmet is no rival of its wearer
+    either = [subject, others[0]] if tied else [subject]
+    said = " or ".join(map(with_article, either))
     if length == "short":
-        return f"{_capital(with_article(subject))}."
+        return f"{_capital(said)}."
     if sure < PRESENT:
-        return _doubtful(facts, subject, sure, length)
+        first = f"A photo, perhaps of {said}."
+        return (
+            first
+            if length == "normal"
+            else f"{first} It may also show {with_article(others[len(either) - 1])}."
+        )
+    if len(either) > 1:
+        return f"A photo of {said}."
     if facts.person > PRESENT and facts.noun != subject:
         if length == "normal" or facts.mass < 0.15:
             return "A photo of a person."
@@ -69,16 +82,6 @@ def caption(facts: PhotoFacts, length: str, rng: random.Random) -> str:
         return f"A photo of {with_article(named)}."
     second = f" It looks like {with_article(facts.kind)}." if facts.kind else ""
     return f"A photo of {with_article(subject)}.{second}"
-
-
-def _doubtful(facts: PhotoFacts, subject: str, sure: float, length: str) -> str:
-    """ "perhaps", and both things where a second is nearly as likely as the first."""
-    others = sorted((n for n in facts.masses if n != subject), key=lambda name: -facts.masses[name])
-    perhaps = [subject]
-    if facts.masses[others[0]] > RIVAL * sure:
-        perhaps.append(others.pop(0))
-    first = f"A photo, perhaps of {' or '.join(map(with_article, perhaps))}."
-    return first if length == "normal" else f"{first} It may also show {with_article(others[0])}."
 
 
 def subject_of(facts: PhotoFacts) -> str:

@@ -1,7 +1,15 @@
-"""Captions of a scene in three lengths: only what is there and, from "normal" on, everything."""
+"""Captions of a scene in three lengths: only what is there and, from "normal" on, everything.
+
+`unsure` makes captions that name only some of the things and say of the others what anybody sees: "a drawing", "a
+shape". Where a share r of the things is not named, whatever they are, the likeliest word for a thing that has its right
+name with probability p among (1 - r) p for the name and r for the general word is the name only if p > r / (1 - r): a
+model that learns from such captions and says the likeliest word names what it is that sure of, and nothing else (the
+rule of the reject option: Chow 1970).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import Literal
@@ -12,6 +20,8 @@ from projector.data.scene_vocabulary import EASY_VQA_BACKGROUND, Scene, Thing
 
 CaptionLength = Literal["short", "normal", "long"]
 _SHORT_WORDS = 12
+_GENERAL = ("drawing", "shape")
+UNNAMED = 0.45  # so that a caption names what is more than 82% sure
 
 
 def caption(scene: Scene, length: CaptionLength, rng: random.Random) -> str:
@@ -21,6 +31,17 @@ def caption(scene: Scene, length: CaptionLength, rng: random.Random) -> str:
     if length == "normal":
         return _normal(scene, rng)
     return _long(scene, rng)
+
+
+def unsure(scene: Scene, rng: random.Random, share: float = UNNAMED) -> Scene:
+    """The scene as somebody sees it who cannot tell what that share of its things is: cut-outs are "drawing"."""
+    return dataclasses.replace(
+        scene, things=tuple(_unnamed(thing) if rng.random() < share else thing for thing in scene.things)
+    )
+
+
+def _unnamed(thing: Thing) -> Thing:
+    return dataclasses.replace(thing, noun="shape" if thing.is_shape else "drawing", colour=None)
 
 
 def inventory(things: Sequence[Thing]) -> list[str]:
@@ -41,7 +62,7 @@ def _summary(scene: Scene, groups: Sequence[str]) -> str:
     """The things in fewer words: what they have in common, or the first few and how many more."""
     nouns = {thing.noun for thing in scene.things}
     colours = {thing.colour for thing in scene.things}
-    if len(nouns) == 1:
+    if len(nouns) == 1 and nouns.isdisjoint(_GENERAL):
         return f"{counted(nouns.pop(), len(scene.things))} of different colours"
     colour = next(iter(colours))
     if len(colours) == 1 and colour is not None:
@@ -95,7 +116,8 @@ def _full_name(thing: Thing) -> str:
 
 def _relation(scene: Scene, rng: random.Random) -> str | None:
     """ "The circle is left of the star.", when two things can be told apart and clearly stand so."""
-    pairs = clear_relations(scene.things, scene.side)
+    named = [thing for thing in scene.things if thing.noun not in _GENERAL]
+    pairs = clear_relations(named, scene.side)
     rng.shuffle(pairs)
     for thing, direction, other in pairs:
         names = [

@@ -14,7 +14,7 @@ from typing import Literal
 from PIL import Image
 
 from projector.data import scene_drawing as drawing
-from projector.data.scene_captions import caption
+from projector.data.scene_captions import caption, unsure
 from projector.data.scene_dialogue import dialogue
 from projector.data.scene_grammar import plural
 from projector.data.scene_palette import ground_shade, shade_of
@@ -48,6 +48,7 @@ __all__ = [
     "naming",
     "questions",
     "reasoning",
+    "unsure",
 ]
 
 HeldOut = Literal["avoid", "require", "ignore"]
