@@ -27,6 +27,7 @@ class Reply:
     text: str
     confidence: float | None = None  # 0 to 1, calibrated
     finish_reason: str | None = None
+    unanswerable: bool = False  # less sure than the checkpoint's threshold
 
 
 Writing: TypeAlias = Generator[Reply, None, None]  # the same answer growing; closing it stops the model
@@ -42,10 +43,6 @@ class Backend(Protocol):
     @property
     def place(self) -> str:
         """Where the models run, in a few words."""
-
-    @property
-    def explains(self) -> bool:
-        """Whether the two methods at the end are there."""
 
     def caption(self, picture: Path, length: CaptionLength, settings: Settings) -> Writing: ...
 

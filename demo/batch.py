@@ -20,7 +20,7 @@ from vision_lm.prompts import CaptionLength, Turn, check_question
 AT_ONCE = 8  # pictures under way
 LOOK_EVERY = 0.3  # seconds
 THUMBNAIL = 112  # pixels of the longest side
-COLUMNS = ("image", "text", "confidence", "finish_reason", "error")
+COLUMNS = ("image", "text", "confidence", "finish_reason", "unanswerable", "error")
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Row:
     thumbnail: str = ""  # a data URL
 
     @property
-    def values(self) -> dict[str, str | float | None]:
+    def values(self) -> dict[str, str | float | bool | None]:
         """By COLUMNS."""
         reply = self.reply or Reply("")
         sure = None if reply.confidence is None else round(reply.confidence, 4)
-        return dict(
-            zip(COLUMNS, (self.image, reply.text, sure, reply.finish_reason, self.error or None), strict=True)
-        )
+        unsure = reply.unanswerable if self.reply else None
+        values = self.image, reply.text, sure, reply.finish_reason, unsure, self.error or None
+        return dict(zip(COLUMNS, values, strict=True))
 
 
 @dataclass(frozen=True)

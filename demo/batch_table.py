@@ -74,8 +74,9 @@ def _row(row: Row) -> str:
     name = html.escape(row.image)
     picture = f'<img src="{row.thumbnail}" alt="">' if row.thumbnail else ""
     text, sure = (html.escape(row.reply.text), row.reply.confidence) if row.reply else ("", None)
+    bar = meter(sure, row.reply.unanswerable) if row.reply and sure is not None else ""
     answer = text if row.reply else f'<span class="wrong">{html.escape(row.error)}</span>'
     return (
         f'<tr><td>{picture}</td><td data-sort="{name}">{name}</td><td data-sort="{text}">{answer}</td>'
-        f'<td data-sort="{-1 if sure is None else sure}">{"" if sure is None else meter(sure)}</td></tr>'
+        f'<td data-sort="{-1 if sure is None else sure}">{bar}</td></tr>'
     )

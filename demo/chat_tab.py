@@ -14,7 +14,7 @@ from demo.conversation import Conversation
 from demo.examples import EXAMPLES, ON_LOAD, gallery
 from demo.failures import told
 from demo.live import Changes, live, notices, session_of
-from demo.looked import CANNOT_LOOK, NOT_LOOKED, figure
+from demo.looked import NOT_LOOKED, figure
 from demo.settings import chosen, controls
 from vision_lm.prompts import CaptionLength
 
@@ -82,12 +82,9 @@ class ChatTab:
             self.examples = gr.HTML(gallery(), js_on_load=ON_LOAD, elem_id="examples")
         with gr.Column(elem_classes="card"):
             gr.HTML("<h2>Where it looked</h2>")
-            explains = self.backend.explains
-            self.looked = gr.HTML(
-                NOT_LOOKED if explains else CANNOT_LOOK, js_on_load=live("polite"), elem_id="looked"
-            )
+            self.looked = gr.HTML(NOT_LOOKED, js_on_load=live("polite"), elem_id="looked")
             self.picture = gr.Radio([], label="Picture", visible=False, elem_id="which")
-            self.look = gr.Button("Show where it looked", size="md", interactive=False, visible=explains)
+            self.look = gr.Button("Show where it looked", size="md", interactive=False)
         self.settings = controls(self.backend, elem_id="settings")
 
     def _connect(self) -> None:
@@ -191,15 +188,14 @@ class ChatTab:
             self.retry: gr.update(interactive=answered),
             self.clear: gr.update(interactive=answered),
         }
-        if self.backend.explains:
-            asked_about = view.conversation.asked_about if answered else []
-            changes[self.look] = gr.update(interactive=answered)
-            changes[self.looked] = NOT_LOOKED
-            changes[self.picture] = gr.update(
-                choices=[(f"{number + 1}: {one.name}", number) for number, one in enumerate(asked_about)],
-                value=len(asked_about) - 1 if asked_about else None,
-                visible=len(asked_about) > 1,
-            )
+        asked_about = view.conversation.asked_about if answered else []
+        changes[self.look] = gr.update(interactive=answered)
+        changes[self.looked] = NOT_LOOKED
+        changes[self.picture] = gr.update(
+            choices=[(f"{number + 1}: {one.name}", number) for number, one in enumerate(asked_about)],
+            value=len(asked_about) - 1 if asked_about else None,
+            visible=len(asked_about) > 1,
+        )
         return changes
 
 

@@ -119,7 +119,7 @@ class Conversation:
             if one.reply.finish_reason is not None:
                 answer: list[Any] = [one.reply.text or "(no answer)"]
                 if one.reply.confidence is not None:
-                    answer.append(gr.HTML(meter(one.reply.confidence)))
+                    answer.append(gr.HTML(meter(one.reply.confidence, one.reply.unanswerable)))
                 shown.append({"role": "assistant", "content": answer})
             elif one.reply.text:
                 shown.append({"role": "assistant", "content": one.reply.text})

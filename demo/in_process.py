@@ -17,8 +17,6 @@ from vision_lm.prompts import CaptionLength, Turn
 class InProcess:
     """Models by name. Requests of all visitors are batched by each model's engine."""
 
-    explains = True
-
     def __init__(self, models: Mapping[str, VisionLM]) -> None:
         self._models = dict(models)
 
@@ -58,7 +56,7 @@ def _written(stream: AnswerStream) -> Writing:
         stream.close()
     answer = stream.answer
     assert answer is not None
-    yield Reply(answer.text, answer.confidence, answer.finish_reason)
+    yield Reply(answer.text, answer.confidence, answer.finish_reason, answer.unanswerable)
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:

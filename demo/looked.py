@@ -9,7 +9,6 @@ from vision_lm.explain import Explanation
 
 LONGEST_SIDE = 720  # pixels
 NOT_LOOKED = "<p class='hint'>After an answer, see which parts of the picture it comes from.</p>"
-CANNOT_LOOK = "<p class='hint'>A server does not say where its model looked. Open the page without --server to see it.</p>"
 
 
 def figure(found: Explanation) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 
-def meter(confidence: float) -> str:
-    """HTML for a confidence of 0 to 1."""
+def meter(confidence: float, unanswerable: bool = False) -> str:
+    """HTML for a confidence of 0 to 1. `unanswerable`: it is below what the checkpoint's answers can be relied on with."""
     percent = round(100 * confidence)
+    warning = ", too little to rely on" if unanswerable else ""
     return (
         f'<div class="sure" role="meter" aria-label="Confidence" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-valuenow="{percent}" aria-valuetext="{percent} percent">'
+        f'aria-valuenow="{percent}" aria-valuetext="{percent} percent{warning}">'
         f'<span class="sure-bar" aria-hidden="true"><span style="width:{percent}%"></span></span>'
-        f'<span aria-hidden="true">{percent}% sure</span></div>'
+        f'<span aria-hidden="true">{percent}% sure{warning}</span></div>'
     )

@@ -11,21 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 
 from demo.backend import Reply, Settings, Writing
+from vision_lm.answer import Answer
 from vision_lm.errors import RequestError, VisionLMError
 from vision_lm.explain import Explanation
-from vision_lm.images import read_image
+from vision_lm.images import open_image, read_image
 from vision_lm.prompts import CaptionLength, Turn
 
-NO_EXPLANATION = "a service does not say where its model looked; open the page without --server"
 TIMEOUT = httpx.Timeout(10, read=150)  # seconds; the service itself gives an answer up after 120
 
 
 class Server:
     """One service. What it refuses is raised with its own message."""
-
-    explains = False
 
     def __init__(self, address: str, key: str | None = None) -> None:
         """`address`: http(s)://host:port. Raises VisionLMError if no service answers there, or asks for another key."""
@@ -55,7 +54,9 @@ class Server:
             )
             _check(response)
             given = response.json()
-        yield Reply(given["text"], given["confidence"], given["finish_reason"])
+        yield Reply(
+            given["text"], given["confidence"], given["finish_reason"], given.get("unanswerable", False)
+        )
 
     def answer(self, turns: Sequence[Turn], settings: Settings) -> Writing:
         body = {"messages": _messages(turns), "stream": True} | _options(settings)
@@ -69,18 +70,36 @@ class Server:
                     raise RequestError(event["error"]["message"])
                 for choice in event["choices"]:
                     if choice["finish_reason"]:
-                        yield Reply(text, choice.get("confidence"), choice["finish_reason"])
+                        sure, reason = choice.get("confidence"), choice["finish_reason"]
+                        yield Reply(text, sure, reason, choice.get("unanswerable", False))
                     elif piece := choice["delta"].get("content"):
                         text += piece
                         yield Reply(text)
 
     def explain(self, turns: Sequence[Turn], picture: int, answer: str, settings: Settings) -> Explanation:
-        raise RequestError(NO_EXPLANATION)
+        asked = {"messages": _messages(turns), "picture": picture}
+        shown = [path for turn in turns for path in turn.images][picture]
+        return self._explanation(asked, answer, shown, settings)
 
     def explain_caption(
         self, picture: Path, length: CaptionLength, caption: str, settings: Settings
     ) -> Explanation:
-        raise RequestError(NO_EXPLANATION)
+        asked = {"messages": _messages([Turn("", (picture,))]), "caption": length}
+        return self._explanation(asked, caption, picture, settings)
+
+    def _explanation(
+        self, asked: dict[str, Any], answer: str, picture: Path, settings: Settings
+    ) -> Explanation:
+        """The service's numbers, with the picture as it lies here."""
+        body = asked | {"model": settings.model, "answer": answer}
+        with self._refusals():
+            response = self._client.post("/v1/explain", json=body)
+            _check(response)
+            given = response.json()
+            left, top, right, bottom = given["box"]
+            said = Answer(given["answer"], given["confidence"], "stop", (), ())
+            windows = np.array(given["windows"], dtype=np.float32)
+        return Explanation(said, open_image(picture), windows, (left, top, right, bottom))
 
     def _names(self) -> list[str]:
         with self._refusals():

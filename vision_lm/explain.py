@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import fmean
@@ -129,12 +129,18 @@ class Explanation:
 
 
 def explain(
-    vlm: VisionLM, turns: Sequence[Turn], picture: int, answer: str | None, grid: int, own: Task
+    vlm: VisionLM,
+    turns: Sequence[Turn],
+    picture: int,
+    answer: str | None,
+    grid: int,
+    own: Task,
+    go_on: Callable[[], object] = lambda: None,
 ) -> Explanation:
     """Explain the answer to a conversation in one of its pictures, counted from 0.
 
-    `answer`: the text to explain; None for the model's own, written by the task `own`; `grid`: cells a side, G.
-    Raises RequestError and ImageError.
+    `answer`: the text to explain; None for the model's own, written by the task `own`; `grid`: cells a side, G;
+    `go_on` is called now and then, and may raise to give up. Raises RequestError and ImageError.
     """
     prompt = vlm.prompts.build(turns)
     _check(answer, grid, picture, len(prompt.images))
@@ -157,6 +163,7 @@ def explain(
     likely: list[float] = []  # the probability of each variant
     variants = _variants(explained, grid)
     while some := list(islice(variants, AT_ONCE)):
+        go_on()
         prompts = [Prompt(prompt.ids, [*opened[:picture], one, *opened[picture + 1 :]]) for one in some]
         likely += [math.exp(fmean(one.logprobs)) for one in vlm.engine.generate(prompts, forced.sampling)]
     box = seen_box(images[picture].size, vlm.config.vision)

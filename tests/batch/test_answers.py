@@ -34,6 +34,7 @@ def test_rows_are_the_answers_of_caption_and_ask(
         assert row["caption_confidence"] == pytest.approx(caption.confidence, abs=1e-3)
         assert (row["answer_1"], row["answer_1_question"]) == (asked.text, question)
         assert row["answer_1_confidence"] == pytest.approx(asked.confidence, abs=1e-3)
+        assert row["answer_1_unanswerable"] is asked.unanswerable
         assert row["open_seconds"] > 0 and row["answer_seconds"] > 0 and row["error"] is None
     assert (summary.pictures, summary.answered, summary.failed) == (6, 6, 0)
     assert len(summary.slowest) == 5

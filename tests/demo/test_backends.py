@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import vision_lm
@@ -35,7 +36,8 @@ def whole(writing: Writing) -> Reply:
 
 
 def same(reply: Reply, answer: Answer) -> bool:
-    return reply.text == answer.text and reply.confidence == pytest.approx(answer.confidence, abs=1e-5)
+    sure = reply.confidence == pytest.approx(answer.confidence, abs=1e-5)
+    return sure and (reply.text, reply.unanswerable) == (answer.text, answer.unanswerable)
 
 
 def test_one_answer_through_every_door(
@@ -104,13 +106,26 @@ def test_temperature_is_passed_on(slow: VisionLM, files: list[Path]) -> None:
 
 
 def test_where_it_looked_is_the_python_apis(looking: VisionLM, files: list[Path]) -> None:
-    backend, settings = InProcess({"looking": looking}), Settings("looking")
-    answer = looking.ask(files[0], QUESTION).text
-    found = backend.explain([Turn(QUESTION, (files[0],))], 0, answer, settings)
-    assert (found.cells == looking.explain(files[0], QUESTION, answer=answer).cells).all()
-    caption = looking.caption(files[0], "short").text
-    found = backend.explain_caption(files[0], "short", caption, settings)
-    assert found.answer.text == caption and found.image.size == (40, 70)
+    """In this process, and to six digits behind a server: for a chat's second picture, and for a caption."""
+    settings, turns = Settings("looking"), [Turn(QUESTION, (files[0],)), Turn(QUESTION, (files[1],))]
+    turns[0] = dataclasses.replace(turns[0], answer="yes")
+    answer, caption = looking.ask(files[0], QUESTION).text, looking.caption(files[0], "short").text
+    messages = [
+        {"role": "user", "content": [*pictures(files[:1]), QUESTION]},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": [*pictures(files[1:2]), QUESTION]},
+    ]
+    own = looking.explain_chat(messages, 1, answer=answer)
+    request = looking.prompts.caption_question("short")
+    captions = looking.explain(files[0], request, answer=caption)
+    with running({"looking": looking}) as service:
+        for backend in (InProcess({"looking": looking}), Server(service.url)):
+            found = backend.explain(turns, 1, answer, settings)
+            np.testing.assert_allclose(found.windows, own.windows, atol=1e-5)
+            assert found.box == own.box and found.image.size == own.image.size and str(found) == str(own)
+            found = backend.explain_caption(files[0], "short", caption, settings)
+            np.testing.assert_allclose(found.windows, captions.windows, atol=1e-5)
+            assert found.answer.text == caption and found.image.size == (40, 70)
 
 
 def test_a_server_that_refuses(looking: VisionLM, files: list[Path], no_picture: Path) -> None:
@@ -123,7 +138,7 @@ def test_a_server_that_refuses(looking: VisionLM, files: list[Path], no_picture:
             whole(server.answer([Turn(QUESTION, (files[0],))], Settings("looking", max_tokens=64)))
         with pytest.raises(RequestError, match="there is no model 'other'; there are: looking"):
             whole(server.answer([Turn(QUESTION, (files[0],))], Settings("other")))
-        with pytest.raises(RequestError, match="does not say where"):
+        with pytest.raises(RequestError, match="40 x 70 pixels is too large; allowed: 100 pixels"):
             server.explain([Turn(QUESTION, (files[0],))], 0, "yes", Settings("looking"))
     with pytest.raises(VisionLMError, match="does not answer .*; start `vision-lm serve` there"):
         whole(server.answer([Turn(QUESTION)], Settings("looking")))

@@ -33,7 +33,6 @@ class Told:
     waits: threading.Event | None = None  # before the second piece
     models: Sequence[str] = ("told",)
     place: str = "nowhere"
-    explains: bool = True
 
     def caption(self, picture: Path, length: CaptionLength, settings: Settings) -> Writing:
         if self.refuses in picture.name:
@@ -193,12 +192,13 @@ def test_a_batch_answers_every_file(files: list[Path], no_picture: Path) -> None
     assert [row.image for row in now.rows] == [path.name for path in paths] and now.total == 4
     assert [bool(row.error) for row in now.rows] == [True, False, True, False]
     assert to_csv(now.rows).splitlines()[2:] == [
-        "apple.png,short of apple.png,0.5,stop,",
-        "boat.png,,,,boat.png is refused",
-        "cube.png,short of cube.png,0.5,stop,",
+        "apple.png,short of apple.png,0.5,stop,False,",
+        "boat.png,,,,,boat.png is refused",
+        "cube.png,short of cube.png,0.5,stop,False,",
     ]
     assert to_jsonl(now.rows).splitlines()[2] == (
-        '{"image": "boat.png", "text": "", "confidence": null, "finish_reason": null, "error": "boat.png is refused"}'
+        '{"image": "boat.png", "text": "", "confidence": null, "finish_reason": null, "unanswerable": null, '
+        '"error": "boat.png is refused"}'
     )
     with pytest.raises(RequestError, match="the question is empty"):
         next(run(Told(), paths, Job(SETTINGS, question=" "), threading.Event()))
@@ -222,4 +222,5 @@ def test_names_and_answers_are_shown_as_text() -> None:
 
 def test_the_meter_is_read_aloud() -> None:
     shown = meter(0.876)
-    assert 'role="meter"' in shown and 'aria-valuenow="88"' in shown and "88% sure" in shown
+    assert 'role="meter"' in shown and 'aria-valuenow="88"' in shown and "88% sure<" in shown
+    assert '88 percent, too little to rely on"' in meter(0.876, unanswerable=True)

@@ -118,7 +118,10 @@ class Answering:
                 if self._stopped:
                     return
             found = [(text, one.answer()) for text, one in zip(asked, mine, strict=True)]
-            answers = tuple(Asked(text, one.text, one.confidence, one.finish_reason) for text, one in found)
+            answers = tuple(
+                Asked(text, one.text, one.confidence, one.finish_reason, one.unanswerable)
+                for text, one in found
+            )
             if any(one.finish_reason == "cancelled" for one in answers):
                 raise BatchError("the run is stopped")
         except Exception as error:  # of the engine: it costs one picture

@@ -53,6 +53,7 @@ class Asked:
     text: str
     confidence: float
     finish_reason: str
+    unanswerable: bool = False  # less sure than the checkpoint's threshold; of journals of before: not known
 
 
 @dataclass(frozen=True)
@@ -331,7 +332,7 @@ def _planned(row: Sequence[Any]) -> Planned:
 
 
 def _result_row(result: Result) -> tuple[Any, ...]:
-    answers = [[one.question, one.text, one.confidence, one.finish_reason] for one in result.answers]
+    answers = [[one.question, one.text, one.confidence, one.finish_reason, one.unanswerable] for one in result.answers]
     return (
         result.content,
         result.pixels,

@@ -19,7 +19,7 @@ class Column:
     """One column, the same in every format."""
 
     name: str
-    kind: type[str] | type[float]
+    kind: type[str] | type[float] | type[bool]
 
 
 class Table:
@@ -33,6 +33,7 @@ class Table:
             columns += [Column(one.name, str), Column(f"{one.name}_confidence", float)]
             columns += [Column(f"{one.name}_finish_reason", str)]
             if one.length is None:
+                columns.append(Column(f"{one.name}_unanswerable", bool))
                 columns.append(Column(f"{one.name}_question", str))
         columns += [Column("content", str), Column("duplicate_of", str)]
         columns += [Column("open_seconds", float), Column("answer_seconds", float)]
@@ -52,6 +53,7 @@ class Table:
             row[f"{question.name}_confidence"] = round(answer.confidence, DIGITS)
             row[f"{question.name}_finish_reason"] = answer.finish_reason
             if question.length is None:
+                row[f"{question.name}_unanswerable"] = answer.unanswerable
                 row[f"{question.name}_question"] = answer.question
         row["content"], row["duplicate_of"] = result.content, result.duplicate_of
         row["open_seconds"] = round(result.open_seconds, DIGITS)

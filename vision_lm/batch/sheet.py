@@ -60,7 +60,7 @@ def _card(done: Done, table: Table) -> str:
     for name, answer in zip(table.answer_names, result.answers, strict=False):
         parts.append(
             f"<p><b>{html.escape(answer.question or name)}</b> {html.escape(answer.text[:TEXT])} "
-            f"<i>{answer.confidence:.0%}</i></p>"
+            f"<i>{answer.confidence:.0%}{', too little to rely on' if answer.unanswerable else ''}</i></p>"
         )
     if result.duplicate_of:
         parts.append(f"<p><i>the same as {html.escape(result.duplicate_of)}</i></p>")

@@ -105,7 +105,7 @@ class ParquetWriter(Writer):
         import pyarrow.parquet
 
         self.close()
-        kinds = {str: pyarrow.string(), float: pyarrow.float64()}
+        kinds = {str: pyarrow.string(), float: pyarrow.float64(), bool: pyarrow.bool_()}
         schema = pyarrow.schema([(column.name, kinds[column.kind]) for column in self.table.columns])
         self._rows: list[Row] = []
         self._writer = pyarrow.parquet.ParquetWriter(self.partial, schema)
@@ -144,7 +144,7 @@ class SqliteWriter(Writer):
         self._db = sqlite3.connect(self.partial, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = OFF")  # a partial file is never gone on with
         self._db.execute("PRAGMA synchronous = OFF")
-        kinds = {str: "TEXT", float: "REAL"}
+        kinds = {str: "TEXT", float: "REAL", bool: "INTEGER"}
         columns = ", ".join(f'"{column.name}" {kinds[column.kind]}' for column in self.table.columns)
         self._db.execute(f"CREATE TABLE answers ({columns})")
 

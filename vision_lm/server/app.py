@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from vision_lm import __version__
 from vision_lm.model import VisionLM
-from vision_lm.server import about, chat, simple
+from vision_lm.server import about, chat, explanation, simple
 from vision_lm.server.errors import add_handlers
 from vision_lm.server.gate import WORK, Gate
 from vision_lm.server.metrics import Metrics
@@ -41,7 +41,7 @@ def create_app(models: Mapping[str, VisionLM], settings: Settings | None = None)
     )
     app.state.service, app.state.metrics = service, metrics
     add_handlers(app)
-    for part in (chat, simple, about):
+    for part in (chat, simple, explanation, about):
         app.include_router(part.router)
     app.add_middleware(Gate, settings=settings, admission=service.admission)
     app.add_middleware(Observer, metrics=metrics)  # the last one added is outermost

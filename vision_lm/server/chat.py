@@ -53,7 +53,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Any:
     record = record_of(request)
     name, vlm = service.model(body.model)
     tasks = tasks_of(body, vlm, service)
-    turns = turns_of(body, vlm.prompts, service.settings.max_images)
+    turns = turns_of(body.messages, vlm.prompts, service.settings.max_images)
     request.state.slot.widen(len(tasks) - 1)
     record.model, record.images = name, sum(len(turn.images) for turn in turns)
     timeout = service.settings.timeout

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from vision_lm.errors import ImageError, RequestError
 from vision_lm.prompts import CaptionLength, PromptBuilder, Turn
-from vision_lm.server.schemas import AssistantMessage, ChatRequest, ImagePart, SystemMessage, TextPart
+from vision_lm.server.schemas import AssistantMessage, ImagePart, Message, SystemMessage, TextPart
 
 PICTURES_ALONE: CaptionLength = "normal"  # the caption that a message of pictures without a word asks for
 
 
-def turns_of(request: ChatRequest, prompts: PromptBuilder, max_images: int) -> list[Turn]:
+def turns_of(messages: Sequence[Message], prompts: PromptBuilder, max_images: int) -> list[Turn]:
     """Checked turns, their pictures still as URLs. Raises RequestError and ImageError.
 
     Phi's prompt has no place for a system message: its text comes before the question that follows it, on a line
@@ -20,7 +21,7 @@ def turns_of(request: ChatRequest, prompts: PromptBuilder, max_images: int) -> l
     turns: list[Turn] = []
     texts: list[str] = []  # of the question that is being gathered
     images: list[str] = []
-    for number, message in enumerate(request.messages, start=1):
+    for number, message in enumerate(messages, start=1):
         if isinstance(message, AssistantMessage):
             if not texts and not images:
                 raise RequestError(
@@ -34,7 +35,7 @@ def turns_of(request: ChatRequest, prompts: PromptBuilder, max_images: int) -> l
         else:
             texts.append(_joined(message.content))
             images += _urls(message.content)
-    if request.messages[-1].role != "user":
+    if messages[-1].role != "user":
         raise RequestError("the last message is not the user's; end with a user message to be answered")
     turns.append(Turn(_question(texts, images, prompts), tuple(images)))
     check_pictures([image for turn in turns for image in turn.images], max_images)

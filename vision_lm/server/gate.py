@@ -16,7 +16,12 @@ from vision_lm.server.settings import Settings
 
 OPEN = {"/healthz", "/readyz", "/openapi.json"}  # asked without a key
 JSON, FORM = "application/json", "multipart/form-data"
-WORK = {"/v1/chat/completions": (JSON,), "/v1/caption": (JSON, FORM), "/v1/ask": (JSON, FORM)}
+WORK = {
+    "/v1/chat/completions": (JSON,),
+    "/v1/caption": (JSON, FORM),
+    "/v1/ask": (JSON, FORM),
+    "/v1/explain": (JSON,),
+}
 
 
 class Gate:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import anyio
 from anyio import CapacityLimiter, to_thread
+from PIL import Image
 from starlette.requests import Request
 
 from vision_lm.async_model import AsyncAnswer
-from vision_lm.images import ImageLimits
+from vision_lm.images import ImageLimits, ImageSource, open_image
 from vision_lm.model import Task, VisionLM
 from vision_lm.pictures import Pictures
 from vision_lm.prompts import Turn
@@ -22,6 +24,7 @@ from vision_lm.server.schemas import Usage
 from vision_lm.server.settings import Settings
 
 T = TypeVar("T")
+EXPLAINED_AT_ONCE = 2  # each is a hundred answers: more would only wait for one another
 
 
 class Service:
@@ -35,6 +38,7 @@ class Service:
         self._limits = ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels)
         self._decoding = CapacityLimiter(settings.decoders)
         self._fetching = CapacityLimiter(settings.fetchers)
+        self.explaining = CapacityLimiter(EXPLAINED_AT_ONCE)
 
     def model(self, name: str | None) -> tuple[str, VisionLM]:
         """Raises ApiError (404), naming those there are."""
@@ -60,8 +64,21 @@ class Service:
             pictures = Pictures(vlm.encoder, self.settings.allow_url_hosts, self._limits)
             return [AsyncAnswer(vlm.submit(turns, task, pictures)) for task in tasks]
 
-        limiter = self._fetching if is_remote(turns) else self._decoding
-        return await to_thread.run_sync(begin, limiter=limiter)
+        return await to_thread.run_sync(begin, limiter=self._limiter(turns))
+
+    async def opened(self, turns: list[Turn]) -> list[Turn]:
+        """The same conversation with its pictures read, under the service's limits. Raises ImageError."""
+
+        def read() -> list[Turn]:
+            return [replace(turn, images=tuple(map(one, turn.images))) for turn in turns]
+
+        def one(source: ImageSource) -> Image.Image:
+            return open_image(source, allow_url_hosts=self.settings.allow_url_hosts, limits=self._limits)
+
+        return await to_thread.run_sync(read, limiter=self._limiter(turns))
+
+    def _limiter(self, turns: list[Turn]) -> CapacityLimiter:
+        return self._fetching if is_remote(turns) else self._decoding
 
 
 async def unless_gone(request: Request, work: Callable[[], Awaitable[T]], timeout: float) -> T:
