@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from anyio import from_thread, to_thread
 from fastapi import APIRouter, Request
@@ -20,7 +21,7 @@ from vision_lm.server.service import Service, unless_gone
 
 FINEST = 8  # cells a side: 164 answers
 DIGITS = 6
-EXAMPLE = {
+EXAMPLE: dict[str, Any] = {
     "messages": [
         {
             "role": "user",
