@@ -105,7 +105,10 @@ class ChatStream(StreamingResponse):
 async def interleaved(
     answers: Sequence[AsyncAnswer], deadline: float
 ) -> AsyncIterator[tuple[int, Piece | None]]:
-    """Each answer's pieces as they come, and None at its end. Raises what ends one early, or TimeoutError."""
+    """Each answer's pieces as they come, and None at its end. Raises what ends one early, or TimeoutError.
+
+    `deadline`: by the event loop's clock.
+    """
     news: asyncio.Queue[tuple[int, Piece | None] | Exception] = asyncio.Queue()
 
     async def read(index: int) -> None:
@@ -117,15 +120,18 @@ async def interleaved(
             news.put_nowait(error)
 
     readers = [asyncio.create_task(read(index)) for index in range(len(answers))]
+    # One timer for the stream: waiting for each piece with a time-out of its own costs as much as sending it.
+    alarm = asyncio.get_running_loop().call_at(deadline, news.put_nowait, TimeoutError())
     try:
         reading = len(answers)
         while reading:
-            item = await asyncio.wait_for(news.get(), deadline - anyio.current_time())
+            item = await news.get()
             if isinstance(item, Exception):
                 raise item
             reading -= item[1] is None
             yield item
     finally:
+        alarm.cancel()
         for reader in readers:
             reader.cancel()
 
