@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -16,9 +17,8 @@ from tqdm import tqdm
 
 from vision_lm.encoder import Features, ImageEncoder
 from vision_lm.errors import ImageError
+from vision_lm.folding import fold
 from vision_lm.images import open_image
-
-CPU_BATCH = 4  # pictures whose activations stay in a processor's cache
 
 
 class FeatureCache:
@@ -29,8 +29,10 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, encoder: ImageEncoder, device: torch.device) -> None:
-        self.encoder, self.device = encoder, device
         self.folder = folder / fingerprint(encoder)
+        # In float32, as it is: bfloat16 would cost a convolutional tower a tenth of its features.
+        self.encoder = copy.deepcopy(encoder).to(device).eval()
+        fold(self.encoder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, int] = {}
         index = self.folder / "index.txt"
@@ -42,7 +44,7 @@ class FeatureCache:
             self.shapes = json.loads(shapes.read_text())
         else:
             size = encoder.config.image_size
-            probe = self._encode(torch.zeros(1, 3, size, size))
+            probe = self.encoder.encode(torch.zeros(1, 3, size, size))
             self.shapes = {"patches": list(probe.patches.shape[1:])}
             if probe.pooled is not None:
                 self.shapes["pooled"] = list(probe.pooled.shape[1:])
@@ -69,7 +71,7 @@ class FeatureCache:
                 places = places[readable]
                 if not len(places):
                     continue
-                features = self._encode(pixels[readable])
+                features = self.encoder.encode(pixels[readable])
                 self._append("patches", features.patches)
                 if features.pooled is not None:
                     self._append("pooled", features.pooled)
@@ -86,14 +88,6 @@ class FeatureCache:
         return Features(
             self._read("patches", rows), self._read("pooled", rows) if "pooled" in self.shapes else None
         )
-
-    def _encode(self, pixels: Tensor) -> Features:
-        pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        with torch.no_grad():  # in float32: bfloat16 would cost a convolutional tower a tenth of its features
-            size = CPU_BATCH if self.device.type == "cpu" else len(pixels)
-            parts = [self.encoder(part) for part in pixels.split(size)]
-        pooled = [part.pooled for part in parts if part.pooled is not None]
-        return Features(torch.cat([part.patches for part in parts]), torch.cat(pooled) if pooled else None)
 
     def _append(self, name: str, values: Tensor) -> None:
         with (self.folder / f"{name}.f16").open("ab") as file:

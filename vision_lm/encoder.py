@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from vision_lm.config import VisionConfig
 from vision_lm.preprocess import fit, normalise
 
+CPU_BATCH = 4  # pictures whose activations stay in a processor's cache
+
 
 @dataclass(frozen=True)
 class Features:
@@ -53,6 +55,16 @@ class ImageEncoder(nn.Module):
         final, maps = trunk.forward_intermediates(pixels, indices=indices)  # (B, C, H, W), list of maps
         pooled = [trunk.forward_head(_window(final, window)) for window in self.config.pooled]  # P x (B, E)
         return Features(concatenate(maps), torch.stack(pooled, dim=1))
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Features:
+        """`forward` for inference: on the tower's device, in its precision, and in parts that suit a processor."""
+        weight = next(self.parameters())
+        pixels = pixels.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+        size = CPU_BATCH if weight.device.type == "cpu" else len(pixels)
+        parts = [self(part) for part in pixels.split(size)]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Features(torch.cat([part.patches for part in parts]), torch.cat(pooled) if pooled else None)
 
 
 def build_tower(config: VisionConfig) -> nn.Module:

@@ -30,6 +30,7 @@ from vision_lm.engine import (
 )
 from vision_lm.errors import RequestError, VisionLMError
 from vision_lm.explain import GRID, Explanation, explain
+from vision_lm.folding import fold
 from vision_lm.images import ImageSource, open_image
 from vision_lm.model_card import ModelCard, write_card
 from vision_lm.model_files import CARD
@@ -105,6 +106,7 @@ class VisionLM:
         if any(name not in encoder.state_dict() for name, _ in encoder.named_buffers()):
             encoder = ImageEncoder(config.vision)  # it has buffers that only its constructor can compute
         self.encoder = self._filled(encoder, "encoder.")
+        fold(self.encoder)
         self.projector = self._filled(projector, "projector.")
         self.prompts = PromptBuilder(checkpoint.tokenizer, config.prompt, tokens_per_image)
         self.engine = Engine(

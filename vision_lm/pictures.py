@@ -79,6 +79,5 @@ class PictureEncoder:
 
     def _encoded(self, pictures: Sequence[Tensor]) -> Tensor:
         """Pixels (3, S, S) of B pictures -> image tokens (B, M, Dt)."""
-        weight = next(self.encoder.parameters())
-        features = self.encoder(torch.stack(list(pictures)).to(weight.device, weight.dtype))
+        features = self.encoder.encode(torch.stack(list(pictures)))
         return self.projector(features.patches, features.pooled)
