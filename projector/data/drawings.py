@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageEnhance, ImageFilter
 
+from projector.data.existence import exists
 from projector.data.pictures import Picture
 from projector.data.samples import QA
 from projector.data.scene_grammar import with_article
@@ -21,14 +22,6 @@ _WHAT = (
     "What do you see?",
     "What is shown here?",
     "Name the thing in the picture.",
-)
-_EXISTS = (
-    "Is there {a}?",
-    "Is there {a} in the picture?",
-    "is there {a} in the image",
-    "Can you see {a}?",
-    "Does the picture show {a}?",
-    "Is this {a}?",
 )
 _CATEGORIES = ("animal", "vehicle", "building", "tool", "plant", "person", "face")
 
@@ -66,11 +59,11 @@ def turns(
     name = with_article(picture.name)
     true_names = {picture.name, *picture.aliases}
     found = [QA(question, name, "name") for question in rng.sample(_WHAT, 3)]
-    found += [_exists(name, "yes", rng) for name in (picture.name, rng.choice(sorted(true_names)))]
+    found += [exists(name, True, rng) for name in (picture.name, rng.choice(sorted(true_names)))]
     near = [other.name for other in rng.sample(list(others), 60) if other.category == picture.category]
     for wrong in rng.sample(near, min(1, len(near))) + [rng.choice(others).name]:
         if wrong not in true_names and not set(wrong.split()) & set(picture.name.split()):
-            found.append(_exists(wrong, "no", rng))
+            found.append(exists(wrong, False, rng))
     if picture.category in _CATEGORIES:
         found.append(QA(f"Is it {with_article(str(picture.category))}?", "yes", "group"))
         wrong = rng.choice([c for c in _CATEGORIES if c not in (picture.category, "person", "face")])
@@ -80,10 +73,6 @@ def turns(
     found.append(QA(normal, f"A drawing of {name}.", "caption"))
     found.append(QA(long, f"A drawing of {name}. It fills most of the picture.", "caption"))
     return found
-
-
-def _exists(noun: str, answer: str, rng: random.Random) -> QA:
-    return QA(rng.choice(_EXISTS).format(a=with_article(noun)), answer, "existence")
 
 
 def _ground(size: int, rng: random.Random) -> Image.Image:

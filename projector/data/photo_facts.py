@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from projector.data.existence import exists
 from projector.data.imagenet_names import CLASSES
 from projector.data.samples import QA
 from projector.data.scene_grammar import with_article
@@ -95,18 +96,18 @@ def questions(facts: PhotoFacts, rng: random.Random, count: int) -> list[QA]:
     subject = subject_of(facts)
     turns = [QA(rng.choice(WHAT), with_article(subject), "name")]
     if facts.mass > PRESENT:
-        turns.append(_existence(facts.noun, "yes", rng))
-        turns.append(_existence(facts.noun, "yes", rng))
+        turns.append(exists(facts.noun, True, rng))
+        turns.append(exists(facts.noun, True, rng))
     if facts.person > PRESENT:
-        turns.append(_existence("person", "yes", rng))
+        turns.append(exists("person", True, rng))
     elif facts.person < ABSENT and facts.groups.get("person", 0) < ABSENT:
-        turns.append(_existence("person", "no", rng))
+        turns.append(exists("person", False, rng))
     absent = [name for name, mass in facts.masses.items() if mass < ABSENT / 3]
     group = next(c.group for c in CLASSES if c.basic == facts.noun)
     near = [c.basic for c in CLASSES if c.group == group and facts.masses[c.basic] < ABSENT / 3]
     for pool in (near, near, absent):
         if pool:
-            turns.append(_existence(rng.choice(pool), "no", rng))
+            turns.append(exists(rng.choice(pool), False, rng))
     if facts.kind and facts.mass > SURE:
         turns.append(QA(f"What kind of {facts.noun} is it?", with_article(facts.kind), "kind"))
     if group in GROUPS and (facts.groups[group] > 0.6 or facts.groups[group] > 0.4 and rng.random() < 0.5):
@@ -127,18 +128,6 @@ WHAT = (
     "What is the main thing in the picture?",
 )
 GROUPS = ("animal", "vehicle", "building", "tool", "plant")
-_EXISTS = (
-    "Is there {a}?",
-    "Is there {a} in the picture?",
-    "is there {a} in the image",
-    "Can you see {a}?",
-    "Does the picture show {a}?",
-    "Is this {a}?",
-)
-
-
-def _existence(noun: str, answer: str, rng: random.Random) -> QA:
-    return QA(rng.choice(_EXISTS).format(a=with_article(noun)), answer, "existence")
 
 
 def _capital(text: str) -> str:
