@@ -16,7 +16,7 @@ whatever the number of processes.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -151,9 +151,9 @@ def _scenes(
         turns = list(asked)
         own = random.Random(f"naming/{name}/{number}")
         # Held-out captions name everything: they say what is there.
-        told = scenes.unsure(scene, own) if pairs == "avoid" else scene
+        unnamed = scenes.left_unnamed(scene, own) if pairs == "avoid" else frozenset()
         if rng.random() < CAPTION_SHARE:
-            turns += _captions(told, rng)
+            turns += _captions(scene, rng, unnamed)
         parts.append(Part("", Sample((path,), tuple(turns))))
         chat = scenes.dialogue(scene, rng)
         if len(chat) > 1:
@@ -163,15 +163,15 @@ def _scenes(
         if len(scene.things) > 1 and hard:
             parts.append(Part("reasoning", Sample((path,), tuple(hard))))
         if len(scene.things) > 1:
-            named = scenes.naming(scene, own, 8) + _captions(told, own)
+            named = scenes.naming(scene, own, 8) + _captions(scene, own, unnamed)
             parts.append(Part("naming", Sample((path,), tuple(named))))
     return parts
 
 
-def _captions(scene: Scene, rng: random.Random) -> list[QA]:
+def _captions(scene: Scene, rng: random.Random, unnamed: Collection[str]) -> list[QA]:
     """One of each length."""
     return [
-        QA(request, scenes.caption(scene, length, rng), "caption")
+        QA(request, scenes.caption(scene, length, rng, unnamed), "caption")
         for length, request in CAPTION_REQUESTS.items()
     ]
 

@@ -1,17 +1,15 @@
 """Captions of a scene in three lengths: only what is there and, from "normal" on, everything.
 
-`unsure` makes captions that name only some of the things and say of the others what anybody sees: "a drawing", "a
-shape". Where a share r of the things is not named, whatever they are, the likeliest word for a thing that has its right
-name with probability p among (1 - r) p for the name and r for the general word is the name only if p > r / (1 - r): a
-model that learns from such captions and says the likeliest word names what it is that sure of, and nothing else (the
-rule of the reject option: Chow 1970).
+What is `unnamed` they call what anybody sees: "a drawing", "a shape". Where training captions leave a share r of the
+names out, whatever they are, the likeliest words for a thing that has its right name with probability p among (1 - r) p
+for the name and r for the general word are the name only if p > r / (1 - r): a model that learns from such captions and
+says the likeliest word names what it is that sure of, and nothing else (the rule of the reject option: Chow 1970).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from projector.data.scene_grammar import counted, is_plural, listed, sentence, with_article
@@ -20,52 +18,54 @@ from projector.data.scene_vocabulary import EASY_VQA_BACKGROUND, Scene, Thing
 
 CaptionLength = Literal["short", "normal", "long"]
 _SHORT_WORDS = 12
-_GENERAL = ("drawing", "shape")
 UNNAMED = 0.45  # so that a caption names what is more than 82% sure
 
 
-def caption(scene: Scene, length: CaptionLength, rng: random.Random) -> str:
-    """Full sentences about the scene: short (at most 12 words), normal or long."""
+def caption(scene: Scene, length: CaptionLength, rng: random.Random, unnamed: Collection[str] = ()) -> str:
+    """Full sentences about the scene: short (at most 12 words), normal or long. `unnamed`: names as of `name_of`."""
     if length == "short":
-        return _short(scene, rng)
+        return _short(scene, unnamed)
     if length == "normal":
-        return _normal(scene, rng)
-    return _long(scene, rng)
+        return _normal(scene, rng, unnamed)
+    return _long(scene, rng, unnamed)
 
 
-def unsure(scene: Scene, rng: random.Random, share: float = UNNAMED) -> Scene:
-    """The scene as somebody sees it who cannot tell what that share of its things is: cut-outs are "drawing"."""
-    return dataclasses.replace(
-        scene, things=tuple(_unnamed(thing) if rng.random() < share else thing for thing in scene.things)
-    )
+def left_unnamed(scene: Scene, rng: random.Random, share: float = UNNAMED) -> frozenset[str]:
+    """That share of the scene's names: things of one name together, so that their number stays one decision."""
+    names = sorted({name_of(thing) for thing in scene.things})
+    return frozenset(name for name in names if rng.random() < share)
 
 
-def _unnamed(thing: Thing) -> Thing:
-    return dataclasses.replace(thing, noun="shape" if thing.is_shape else "drawing", colour=None)
-
-
-def inventory(things: Sequence[Thing]) -> list[str]:
+def inventory(things: Sequence[Thing], unnamed: Collection[str] = ()) -> list[str]:
     """The things grouped by name with their numbers, from left to right: ["two red stars", "a cup"]."""
-    names = [name_of(thing) for thing in sorted(things, key=lambda thing: thing.centre)]
-    return [counted(name, names.count(name)) for name in dict.fromkeys(names)]
+    ordered = sorted(things, key=lambda thing: thing.centre)
+    names = [name_of(thing) for thing in ordered]
+    said = {name_of(thing): _said(thing, unnamed) for thing in ordered}
+    return [counted(noun, names.count(name)) for name, noun in said.items()]
 
 
-def _short(scene: Scene, rng: random.Random) -> str:
-    groups = inventory(scene.things)
+def _said(thing: Thing, unnamed: Collection[str]) -> str:
+    if name_of(thing) in unnamed:
+        return "shape" if thing.is_shape else "drawing"
+    return name_of(thing)
+
+
+def _short(scene: Scene, unnamed: Collection[str]) -> str:
+    groups = inventory(scene.things, unnamed)
     text = listed(groups)
     if len(text.split()) > _SHORT_WORDS - 1:
-        text = _summary(scene, groups)
+        text = _summary(scene, groups, unnamed)
     return sentence(text)
 
 
-def _summary(scene: Scene, groups: Sequence[str]) -> str:
+def _summary(scene: Scene, groups: Sequence[str], unnamed: Collection[str]) -> str:
     """The things in fewer words: what they have in common, or the first few and how many more."""
     nouns = {thing.noun for thing in scene.things}
     colours = {thing.colour for thing in scene.things}
-    if len(nouns) == 1 and nouns.isdisjoint(_GENERAL):
-        return f"{counted(nouns.pop(), len(scene.things))} of different colours"
     colour = next(iter(colours))
-    if len(colours) == 1 and colour is not None:
+    if not unnamed and len(nouns) == 1:
+        return f"{counted(nouns.pop(), len(scene.things))} of different colours"
+    if not unnamed and len(colours) == 1 and colour is not None:
         return f"{counted(f'{colour} shape', len(scene.things))} of different kinds"
     for shown in range(len(groups) - 1, 0, -1):
         text = f"{', '.join(groups[:shown])} and other things"
@@ -74,8 +74,8 @@ def _summary(scene: Scene, groups: Sequence[str]) -> str:
     return counted("thing", len(scene.things))
 
 
-def _normal(scene: Scene, rng: random.Random) -> str:
-    text = listed(inventory(scene.things))
+def _normal(scene: Scene, rng: random.Random, unnamed: Collection[str]) -> str:
+    text = listed(inventory(scene.things, unnamed))
     forms = [text, f"there {_verb(text)} {text}", f"the picture shows {text}"]
     if scene.background != EASY_VQA_BACKGROUND:
         forms.append(f"{text} on {with_article(scene.background)} background")
@@ -83,11 +83,11 @@ def _normal(scene: Scene, rng: random.Random) -> str:
     return sentence(rng.choice(forms)) + written
 
 
-def _long(scene: Scene, rng: random.Random) -> str:
+def _long(scene: Scene, rng: random.Random, unnamed: Collection[str]) -> str:
     """Background, then every thing with size, material and place, then one relation."""
     ground = f"{with_article(scene.background)} background"
     parts = [
-        f"{with_article(_full_name(thing))} {place_of(thing, scene.side)}"
+        f"{with_article(_full_name(thing, unnamed))} {place_of(thing, scene.side)}"
         for thing in sorted(scene.things, key=lambda thing: thing.centre)
     ]
     opening = rng.choice(
@@ -101,7 +101,7 @@ def _long(scene: Scene, rng: random.Random) -> str:
         )
     if scene.word:
         sentences.append(_written(scene))
-    relation = _relation(scene, rng)
+    relation = _relation(scene, rng, unnamed)
     return " ".join([*sentences, relation] if relation else sentences)
 
 
@@ -110,13 +110,13 @@ def _verb(text: str) -> str:
     return "is" if text.startswith(("a ", "an ")) else "are"
 
 
-def _full_name(thing: Thing) -> str:
-    return " ".join(part for part in (thing.size, thing.material, name_of(thing)) if part)
+def _full_name(thing: Thing, unnamed: Collection[str]) -> str:
+    return " ".join(part for part in (thing.size, thing.material, _said(thing, unnamed)) if part)
 
 
-def _relation(scene: Scene, rng: random.Random) -> str | None:
+def _relation(scene: Scene, rng: random.Random, unnamed: Collection[str]) -> str | None:
     """ "The circle is left of the star.", when two things can be told apart and clearly stand so."""
-    named = [thing for thing in scene.things if thing.noun not in _GENERAL]
+    named = [thing for thing in scene.things if name_of(thing) not in unnamed]
     pairs = clear_relations(named, scene.side)
     rng.shuffle(pairs)
     for thing, direction, other in pairs:

@@ -14,7 +14,7 @@ from typing import Literal
 from PIL import Image
 
 from projector.data import scene_drawing as drawing
-from projector.data.scene_captions import caption, unsure
+from projector.data.scene_captions import caption, left_unnamed
 from projector.data.scene_dialogue import dialogue
 from projector.data.scene_grammar import plural
 from projector.data.scene_palette import ground_shade, shade_of
@@ -45,10 +45,10 @@ __all__ = [
     "caption",
     "compose",
     "dialogue",
+    "left_unnamed",
     "naming",
     "questions",
     "reasoning",
-    "unsure",
 ]
 
 HeldOut = Literal["avoid", "require", "ignore"]
