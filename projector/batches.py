@@ -110,12 +110,13 @@ class BatchMaker:
 
     def _pixels(self, sample: Sample) -> list[Tensor]:
         """Each picture (3, S, S)."""
-        if self.cache is not None:
+        if self.cache is not None and all(path in self.cache for path in sample.images):
             return []
         try:
-            return [self.encoder.preprocess(open_image(path)) for path in sample.images]
+            pixels = [self.encoder.preprocess(open_image(path)) for path in sample.images]
         except ImageError as error:
             raise DataError(f"{sample.source}: {error}") from None
+        return pixels if self.cache is None else []
 
 
 @dataclass(frozen=True)

@@ -82,12 +82,27 @@ class FeatureCache:
         self._maps = {}
         return {path: reasons[key] for path, key in keys.items() if key in reasons}
 
+    def __contains__(self, path: Path) -> bool:
+        return _key(path) in self.rows
+
     def get(self, paths: Sequence[Path]) -> Features:
-        """Features of these pictures, float32 on the CPU: patches (I, N, Dv), pooled (I, P, E) or None."""
-        rows = [self.rows[_key(path)] for path in paths]
-        return Features(
-            self._read("patches", rows), self._read("pooled", rows) if "pooled" in self.shapes else None
-        )
+        """Features of these pictures, float32 on the CPU: patches (I, N, Dv), pooled (I, P, E) or None.
+
+        One that is not here is encoded for this once. Raises ImageError.
+        """
+        if all(path in self for path in paths):
+            rows = [self.rows[_key(path)] for path in paths]
+            pooled = self._read("pooled", rows) if "pooled" in self.shapes else None
+            return Features(self._read("patches", rows), pooled)
+        parts = [self.get([path]) if path in self else self._new(path) for path in paths]
+        pooled_parts = [part.pooled for part in parts if part.pooled is not None]
+        patches = torch.cat([part.patches for part in parts])
+        return Features(patches, torch.cat(pooled_parts) if pooled_parts else None)
+
+    def _new(self, path: Path) -> Features:
+        found = self.encoder.encode(self.encoder.preprocess(open_image(path))[None])
+        pooled = None if found.pooled is None else found.pooled.float().cpu().clone()
+        return Features(found.patches.float().cpu().clone(), pooled)
 
     def _append(self, name: str, values: Tensor) -> None:
         with (self.folder / f"{name}.f16").open("ab") as file:

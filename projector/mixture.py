@@ -60,9 +60,13 @@ class Mixture:
             sample = dataclasses.replace(sample, turns=tuple(turns))
         return Drawn(sample, rng, part.source.evidence)
 
-    def pictures(self) -> list[Path]:
-        """Every picture of every sample."""
-        return [image for part in self.parts for sample in part.samples for image in sample.images]
+    def pictures(self, count: int) -> list[Path]:
+        """Every picture of the first `count` samples that are drawn, or of all that there are, if those are no more."""
+        if count >= sum(len(part.samples) for part in self.parts):
+            samples = [sample for part in self.parts for sample in part.samples]
+        else:
+            samples = [self.draw(number).sample for number in range(count)]
+        return [image for sample in samples for image in sample.images]
 
     def without(self, unreadable: Mapping[Path, str], bad: BadRecords | None) -> Mixture:
         """The same mixture less the samples that show any of these pictures; each is rejected for the reason given."""

@@ -92,7 +92,8 @@ class Run:
                 cache = FeatureCache(
                     Path(recipe.feature_cache), model.encoder.to(accelerator.device), accelerator.device
                 )
-                unreadable = cache.add(mixture.pictures())
+                count = recipe.steps * recipe.accumulate * recipe.batch_size * accelerator.num_processes
+                unreadable = cache.add(mixture.pictures(count))
             mixture = mixture.without(unreadable, bad)
         if bad is not None and not accelerator.is_main_process:
             bad.problems.clear()  # every process has read the same files: the main one alone reports them

@@ -196,6 +196,18 @@ def test_bad_records_are_named(start: Path, data: Path) -> None:
         run(recipe(start, data))
 
 
+def test_a_run_encodes_what_it_shows_and_no_more(start: Path, data: Path, tmp_path: Path) -> None:
+    """Of many pictures a short run needs few. The loss is that of a run that encodes them again at every step."""
+    cached = recipe(start, data, steps=1, batch_size=2, seed=1, feature_cache=str(tmp_path / "features"))
+    short = run(cached)
+    (index,) = (tmp_path / "features").rglob("index.txt")
+    assert 1 <= len(index.read_text().splitlines()) <= 2 < len(COLOURS)
+    own = run(dataclasses.replace(cached, feature_cache=None, out=str(tmp_path / "other")))
+    assert short.advance() == pytest.approx(own.advance(), rel=1e-2)
+    later = short.batches.make(range(2, 40))  # beyond what was said to be shown
+    assert later.features is not None and len(later.features.patches) == 38
+
+
 def test_a_feature_cache_outlives_a_kill(trunk_checkpoint: Checkpoint, data: Path, tmp_path: Path) -> None:
     """Features whose name was cut off half way are made anew, and every later one is its own picture's."""
     encoder = open_for_training(trunk_checkpoint, Recipe("", "", (Source(""),))).encoder
