@@ -40,9 +40,8 @@ class VisionConfig:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     features: tuple[int, ...] = (-2,)  # hidden states, concatenated on the coarsest grid
     pooled: tuple[Literal["all", "centre"], ...] = ()  # CLIP embeddings added as tokens of their own
-    kind: Literal["open_clip", "siglip"] = (
-        "open_clip"  # siglip: no class token, a patch embedding with a bias
-    )
+    # siglip: no class token, a patch embedding with a bias; eva: patches turned by their places, SwiGLU
+    kind: Literal["open_clip", "siglip", "eva"] = "open_clip"
     normed: bool = False  # the tower's last LayerNorm is applied to the features
     skip_patches: int = 0  # the first patches that the projector never sees
 
@@ -174,8 +173,8 @@ class Config:
                 yield f"projector.{name} is {getattr(projector, name)}, allowed: 0 (none) and above"
         if vision.skip_patches < 0:
             yield f"vision.skip_patches is {vision.skip_patches}, allowed: 0 (none) and above"
-        if vision.kind == "siglip" and vision.pooled:
-            yield f"vision.pooled is {list(vision.pooled)}, allowed for a SigLIP tower: none"
+        if vision.kind != "open_clip" and vision.pooled:
+            yield f"vision.pooled is {list(vision.pooled)}, allowed for a tower of kind {vision.kind}: none"
         if not all(spread > 0 for spread in vision.std):
             yield f"vision.std is {list(vision.std)}, allowed: above 0"
         if not all(0 <= level <= 1 for level in vision.fill or ()):

@@ -1,4 +1,4 @@
-"""The image encoder: an open_clip or SigLIP tower, from an RGB picture to patch features."""
+"""The image encoder: an open_clip, SigLIP or EVA tower, from an RGB picture to patch features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Features:
 
 
 class ImageEncoder(nn.Module):
-    """An image tower (open_clip's VisionTransformer, a timm trunk, SigLIP's) read at chosen hidden states."""
+    """An image tower (open_clip's VisionTransformer, a timm trunk, SigLIP's, EVA's) read at chosen hidden states."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -73,6 +73,10 @@ def build_tower(config: VisionConfig) -> nn.Module:
         from vision_lm.siglip import SiglipTower
 
         return SiglipTower(config.tower)
+    if config.kind == "eva":
+        from vision_lm.eva import EvaTower
+
+        return EvaTower(config.tower)
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
     return _build_vision_tower(config.embed_dim, CLIPVisionCfg(**config.tower), quick_gelu=config.quick_gelu)

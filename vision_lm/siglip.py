@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from vision_lm.trunk import TrunkTower, refuse_unknown
 
 
-class SiglipTower(nn.Module):
+class SiglipTower(TrunkTower):
     """A vision transformer without a class token: patches plus positions, pre-norm blocks, a last LayerNorm."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -20,9 +20,7 @@ class SiglipTower(nn.Module):
         super().__init__()
         from timm.models.vision_transformer import VisionTransformer
 
-        rest = settings.keys() - _SETTINGS
-        if rest:
-            raise TypeError(f"unknown settings {sorted(rest)}; allowed: {sorted(_SETTINGS)}")
+        refuse_unknown(settings, _SETTINGS)
         tanh = settings.get("act_kwargs", {}).get("approximate") == "tanh"
         self.trunk = VisionTransformer(
             img_size=settings["image_size"],
@@ -36,31 +34,6 @@ class SiglipTower(nn.Module):
             global_pool="",
             num_classes=0,
         )
-
-    def drop_unread_layers(self, last: int, normed: bool) -> None:
-        """Keep the blocks up to `last`, and the LayerNorm only if it is applied."""
-        self.trunk.blocks = self.trunk.blocks[: last + 1]
-        if not normed:
-            self.trunk.norm = nn.Identity()
-
-    def forward_intermediates(
-        self,
-        pixels: Tensor,
-        *,
-        indices: list[int],
-        stop_early: bool,
-        normalize_intermediates: bool,
-        intermediates_only: bool,
-    ) -> dict[str, Any]:
-        """pixels (B, 3, S, S) -> the feature maps (B, C, H, W) of these blocks, as open_clip's towers give them."""
-        maps = self.trunk.forward_intermediates(
-            pixels,
-            indices=indices,
-            norm=normalize_intermediates,
-            stop_early=stop_early,
-            intermediates_only=intermediates_only,
-        )
-        return {"image_intermediates": maps}
 
 
 _SETTINGS = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "act_kwargs"}

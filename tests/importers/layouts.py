@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from tests.conftest import randomise, text_config
+from tests.importers.eva import Eva
 from tests.importers.parity import Original, chunks, said
 from vision_lm.config import TextConfig
 from vision_lm.phi import build_phi
@@ -44,12 +45,14 @@ SO400M: dict[str, Any] = {
 
 
 class Parts:
-    """A tower of transformers, a projector, and a Phi of transformers; each project has its own names for them."""
+    """A tower of transformers or an EVA, a projector, and a Phi of transformers; each project has its own names for them."""
 
     def __init__(self, kind: str, sizes: dict[str, Any], text: TextConfig, head_bias: bool = True) -> None:
         torch.manual_seed(0)
         if kind == "clip":
             self.tower: Any = CLIPVisionModel(CLIPVisionConfig(**sizes))
+        elif kind == "eva":
+            self.tower = Eva(**sizes)
         else:
             self.tower = SiglipVisionModel(SiglipVisionConfig(**sizes))
         self.phi: Any = build_phi(text)

@@ -69,15 +69,24 @@ def test_bunny_merged(tmp_path: Path, rows: int) -> None:
 def test_bunny_as_lora(tmp_path: Path) -> None:
     """The base's weights plus alpha / r times B A; the base's bias at the output is none of Bunny's."""
     parts = Parts("siglip", SMALL_SIGLIP, TEXT)
-    named = parts.tensors(*BUNNY)
-    base = {name: t.clone() for name, t in parts.phi.state_dict().items()}
-    save(tmp_path / "base", phi_config(TEXT).to_dict(), base)
     tower = {f"vision_model.{name}": t for name, t in parts.tower.state_dict().items()}
     save(tmp_path / "tower", {"model_type": "siglip"}, tower | {"text_model.head.bias": torch.zeros(3)})
-    folder = tmp_path / "lora"
+    folder = save_lora(tmp_path, parts, bunny_config())
+
+    import_checkpoint(folder, tmp_path / "ours", tower=str(tmp_path / "tower"))
+    vlm = VisionLM(read_checkpoint(tmp_path / "ours"), device="cpu")
+    assert_parity(vlm, parts.original(pixels(padded=True), PROMPT, train_tokenizer()))
+
+
+def save_lora(root: Path, parts: Parts, config: dict[str, Any]) -> Path:
+    """A Bunny as LoRA weights in `root`/lora, beside its base in `root`/base; the parts' Phi is then the merged one."""
+    named = parts.tensors(*BUNNY)
+    base = {name: t.clone() for name, t in parts.phi.state_dict().items()}
+    save(root / "base", phi_config(TEXT).to_dict(), base)
+    folder = root / "lora"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(bunny_config()))
-    settings = {"r": 4, "lora_alpha": 8, "bias": "none", "base_model_name_or_path": str(tmp_path / "base")}
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = {"r": 4, "lora_alpha": 8, "bias": "none", "base_model_name_or_path": str(root / "base")}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     torch.manual_seed(3)
     adapter: dict[str, Tensor] = {}
@@ -93,10 +102,7 @@ def test_bunny_as_lora(tmp_path: Path) -> None:
     projector = {f"base_model.model.{name}": t for name, t in named.items() if "mm_projector" in name}
     torch.save(projector, folder / "non_lora_trainables.bin")
     parts.phi.lm_head.bias.data.zero_()
-
-    import_checkpoint(folder, tmp_path / "ours", tower=str(tmp_path / "tower"))
-    vlm = VisionLM(read_checkpoint(tmp_path / "ours"), device="cpu")
-    assert_parity(vlm, parts.original(pixels(padded=True), PROMPT, train_tokenizer()))
+    return folder
 
 
 @pytest.mark.parametrize("names", ["transformers", "mixer"])

@@ -96,7 +96,7 @@ def _timm(trunk: Any, config: VisionConfig, layers: tuple[int, ...], given: dict
     from timm.models.vision_transformer import VisionTransformer
 
     if not isinstance(trunk, VisionTransformer):
-        name = config.tower["timm_model_name"]
+        name = config.tower.get("timm_model_name", config.kind)
         raise ExportError(f"the image tower {name}, which is neither a CLIP nor a SigLIP transformer")
     if trunk.num_prefix_tokens:
         raise ExportError(f"{trunk.num_prefix_tokens} tokens before the patches; SigLIP has none")

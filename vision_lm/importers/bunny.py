@@ -1,4 +1,4 @@
-"""Bunny with a Phi and SigLIP-SO400M (github.com/BAAI-DCAI/Bunny), merged or as LoRA weights.
+"""Bunny with a Phi and SigLIP-SO400M or EVA02-CLIP-L (github.com/BAAI-DCAI/Bunny), merged or as LoRA weights.
 
 Its Phi has no bias at the output: the base model's is left out when LoRA weights are merged, as Bunny itself does.
 """
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vision_lm.errors import CheckpointError
+from vision_lm.importers.eva_clip import eva_tower
 from vision_lm.importers.imported import Imported, assemble, end_of_text, free_row
 from vision_lm.importers.lora import is_lora, merged
 from vision_lm.importers.phi_text import language_table, projector_table, read_text_config
@@ -19,10 +20,9 @@ from vision_lm.importers.preprocessing import padded_first
 from vision_lm.importers.so400m import siglip_sizes
 from vision_lm.importers.source import Source
 from vision_lm.importers.templates import vicuna
+from vision_lm.importers.tower_files import EVA, SIGLIP
 from vision_lm.importers.towers import Tower, siglip_tower
 from vision_lm.model_files import CONFIG
-
-PREFIX = "model.vision_tower.vision_tower.vision_model."
 
 
 def convert(source: Source, tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> Imported:
@@ -56,7 +56,11 @@ def convert(source: Source, tensors: Mapping[str, Tensor], tokenizer: Tokenizer)
 
 
 def _tower(source: Source, tensors: Mapping[str, Tensor]) -> Tower:
-    tower = siglip_tower(siglip_sizes(tensors, PREFIX, source.where), PREFIX, -2, source.where)
+    where = source.where
+    if f"{EVA}pos_embed" in tensors:
+        tower = eva_tower(tensors, EVA, where)
+    else:
+        tower = siglip_tower(siglip_sizes(tensors, SIGLIP, where), SIGLIP, -2, where)
     if source.config.get("image_aspect_ratio") == "pad":
         tower = dataclasses.replace(tower, config=padded_first(tower.config))
     return tower

@@ -13,40 +13,30 @@ from typing import Any
 from torch import Tensor
 
 from vision_lm.errors import CheckpointError
-from vision_lm.importers.source import Source, open_source, read_file, read_json, read_weights
+from vision_lm.importers.source import Source, read_file, read_json, read_weights
 from vision_lm.importers.tensor_table import From, Table
-from vision_lm.model_files import find_folder
+from vision_lm.importers.tower_files import known_name, open_other, tower_tensors
 
 ADAPTER = "adapter_config.json"
 _WHOLE = "non_lora_trainables.bin"
 _PEFT = "base_model.model."
-_FILES = ("*.json", "merges.txt", "model*.safetensors")
 
 
 def open_base(source: Source, base: str | None) -> Source:
     """The language model that LoRA weights go with. `base`: in place of the one that they name. Raises CheckpointError."""
     named = read_json(source.folder / ADAPTER).get("base_model_name_or_path")
-    return _open(base or _name(named, source, "base_model_name_or_path", "--base"))
+    return open_other(base or known_name(named, source, "base_model_name_or_path", "--base"))
 
 
 def lora_tensors(source: Source, base: Source, tower: str | None) -> dict[str, Tensor]:
     """All the tensors of a model that is published as LoRA weights: the base's, the tower's, and what was trained.
 
-    `tower`: a folder or hub id in place of the one that they name. Raises CheckpointError.
+    `tower`: see `tower_tensors`. Raises CheckpointError.
     """
-    tensors = read_weights(base)
-    seen = source.config.get("mm_vision_tower")
-    siglip = read_weights(_open(tower or _name(seen, source, "mm_vision_tower", "--tower")))
-    vision = {name: t for name, t in siglip.items() if name.startswith("vision_model.")}
-    tensors |= {f"model.vision_tower.vision_tower.{name}": tensor for name, tensor in vision.items()}
+    tensors = read_weights(base) | tower_tensors(source, tower)
     tensors |= {_whole_name(name): tensor for name, tensor in read_file(source.folder / _WHOLE).items()}
     safe = source.folder / "adapter_model.safetensors"
     return tensors | read_file(safe if safe.is_file() else source.folder / "adapter_model.bin")
-
-
-def _open(name: str) -> Source:
-    """Another checkpoint's folder, its weights fetched if it is on the hub."""
-    return open_source(find_folder(name, _FILES))
 
 
 def is_lora(tensors: Mapping[str, Tensor]) -> bool:
@@ -89,11 +79,3 @@ def _whole_name(name: str) -> str:
     """Their names have one or two wrappers' prefixes: base_model.model.model.mm_projector.0.weight."""
     name = name.removeprefix("base_model.")
     return name.removeprefix("model.") if name.startswith("model.model.") else name
-
-
-def _name(named: Any, source: Source, key: str, option: str) -> str:
-    if not isinstance(named, str) or not named:
-        raise CheckpointError(f"{source.where}: {key} is missing; give the folder or hub id with {option}")
-    if named.startswith(("/", ".")) and not Path(named).is_dir():
-        raise CheckpointError(f"{source.where}: {key} is {named}, which is not here; give it with {option}")
-    return named

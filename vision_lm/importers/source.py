@@ -137,16 +137,25 @@ def read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one file: safetensors, or a pickle of plain tensors. Raises CheckpointError, also for any code."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
+    return state_dict(read_pickle(path), path)
+
+
+def state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """What a pickle held, if that is a table of tensors. Raises CheckpointError."""
+    if not isinstance(loaded, dict) or not all(isinstance(one, Tensor) for one in loaded.values()):
+        raise CheckpointError(f"{path}: not a table of tensors; only a state dict is read")
+    return loaded
+
+
+def read_pickle(path: Path) -> Any:
+    """What a pickle holds, if it is plain values and tensors. Raises CheckpointError, also for any code."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
         # torch's older format cannot be mapped.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch tells a forbidden pickle and a broken file apart in its text alone
         reason = "a pickle that runs code is refused" if "weights_only" in str(error).lower() else "damaged"
         raise CheckpointError(
             f"{path}: {reason} ({one_line(error)[:80]}); only plain tensors are read"
         ) from None
-    if not isinstance(loaded, dict) or not all(isinstance(one, Tensor) for one in loaded.values()):
-        raise CheckpointError(f"{path}: not a table of tensors; only a state dict is read")
-    return loaded

@@ -44,7 +44,7 @@ def clip_tower(raw: Mapping[str, Any], prefix: str, layer: Layers, where: str) -
     depth = sizes["num_hidden_layers"]
     config = VisionConfig(
         embed_dim=int(raw.get("projection_dim", 512)),
-        tower=_tower(sizes),
+        tower=tower_settings(sizes),
         image_size=sizes["image_size"],
         mean=CLIP_MEAN,
         std=CLIP_STD,
@@ -95,7 +95,7 @@ def siglip_tower(raw: Mapping[str, Any], prefix: str, layer: Layers, where: str)
 
 def siglip_config(sizes: Mapping[str, Any], features: tuple[int, ...]) -> VisionConfig:
     """A SigLIP tower of these sizes, in transformers' words, read at these layers."""
-    tower = _tower(sizes)
+    tower = tower_settings(sizes)
     if sizes["hidden_act"] == "gelu_pytorch_tanh":
         tower["act_kwargs"] = {"approximate": "tanh"}
     return VisionConfig(
@@ -109,7 +109,8 @@ def siglip_config(sizes: Mapping[str, Any], features: tuple[int, ...]) -> Vision
     )
 
 
-def _tower(sizes: Mapping[str, Any]) -> dict[str, Any]:
+def tower_settings(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """`VisionConfig.tower` of these sizes, given in transformers' words."""
     width, inner = sizes["hidden_size"], sizes["intermediate_size"]
     ratio = inner / width
     if int(width * ratio) != inner:  # of 4304 / 1152 the product is 4303.99...

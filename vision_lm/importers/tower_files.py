@@ -1,0 +1,47 @@
+"""An image tower that a checkpoint names (`mm_vision_tower`) and does not hold: SigLIP's folder, or EVA-CLIP's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vision_lm.errors import CheckpointError
+from vision_lm.importers.eva_clip import read_eva_clip
+from vision_lm.importers.source import Source, open_source, read_weights
+from vision_lm.model_files import find_folder
+
+SIGLIP = "model.vision_tower.vision_tower.vision_model."
+EVA = "model.vision_tower.vision_tower.model."
+_FILES = ("*.json", "merges.txt", "model*.safetensors")
+
+
+def tower_tensors(source: Source, tower: str | None) -> dict[str, Tensor]:
+    """The tower's tensors, named as if they were the checkpoint's. Raises CheckpointError.
+
+    `tower`: a folder, file or hub id in place of the one that the checkpoint names. Which tower it is, its name says:
+    as Bunny's code looks, "sig" in it is a SigLIP, else "eva" an EVA-CLIP.
+    """
+    named = source.config.get("mm_vision_tower")
+    place = tower or known_name(named, source, "mm_vision_tower", "--tower")
+    kind = str(named or place).lower()
+    if "sig" not in kind and "eva" in kind:
+        return {f"{EVA}{name}": tensor for name, tensor in read_eva_clip(place).items()}
+    whole = read_weights(open_other(place))  # a SigLIP has a text tower too
+    start = "vision_model."
+    return {f"{SIGLIP}{name.removeprefix(start)}": t for name, t in whole.items() if name.startswith(start)}
+
+
+def open_other(name: str) -> Source:
+    """Another checkpoint's folder, its weights fetched if it is on the hub. Raises CheckpointError."""
+    return open_source(find_folder(name, _FILES))
+
+
+def known_name(named: Any, source: Source, key: str, option: str) -> str:
+    """What a file names, if it can be found from here. Raises CheckpointError."""
+    if not isinstance(named, str) or not named:
+        raise CheckpointError(f"{source.where}: {key} is missing; give the folder or hub id with {option}")
+    if named.startswith(("/", ".")) and not Path(named).exists():
+        raise CheckpointError(f"{source.where}: {key} is {named}, which is not here; give it with {option}")
+    return named
