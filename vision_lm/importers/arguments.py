@@ -11,7 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="folder or hub id")
     parser.add_argument("--out", required=True, type=Path, help="folder of the new checkpoint")
     parser.add_argument("--base", help="of LoRA weights: the language model, if not the one that they name")
-    parser.add_argument("--tower", help="of LoRA weights: the image tower, if not the one that they name")
+    parser.add_argument(
+        "--tower", help="of weights without their image tower: the tower, if not the one that they name"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

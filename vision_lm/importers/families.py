@@ -47,6 +47,12 @@ FAMILIES = (
         ("TinyLlavaForConditionalGeneration",),
         ("connector._connector.",),
     ),
+    Family(
+        "TinyLLaVA before its Factory, with a Phi",
+        "tinyllava_bench",
+        ("tiny_llava_phi",),
+        ("TinyLlavaPhiForCausalLM",),
+    ),
     Family("Bunny", "bunny", ("bunny-phi",), ("BunnyPhiForCausalLM",)),
     Family("Imp", "imp", ("imp",), ("ImpForCausalLM",)),
     Family("moondream1", "moondream", ("moondream1",), ("Moondream",), ("vision_encoder.",)),

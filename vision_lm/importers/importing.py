@@ -20,6 +20,7 @@ from vision_lm.importers.lora import ADAPTER, lora_tensors, open_base
 from vision_lm.importers.source import Source, fetch_weights, open_source, read_weights
 from vision_lm.importers.tensor_table import apply, check_all_used
 from vision_lm.importers.tokenizer_files import find_tokenizer, has_tokenizer
+from vision_lm.importers.tower_files import with_tower
 from vision_lm.model_files import CONFIG
 from vision_lm.skeleton import check_tensors, expected_tensors
 
@@ -36,12 +37,13 @@ def import_checkpoint(
 ) -> Imported:
     """Write a checkpoint of a known family in our own layout, with a report of every tensor beside it.
 
-    `source`: a folder or a hub id. Nothing of it is ever run. `base`, `tower`: where LoRA weights go without their
-    language model and tower, the folders or hub ids of these, if not those that the files name. Raises CheckpointError.
+    `source`: a folder or a hub id. Nothing of it is ever run. `base`, `tower`: where weights go without their language
+    model or tower, the folders or hub ids of these, if not those that the files name. Raises CheckpointError.
     """
     if (out / CONFIG).exists():
         raise CheckpointError(f"{out}: holds a checkpoint already; choose another folder or remove this one")
     opened = open_whole(source)
+    theirs: Mapping[str, Tensor]
     words = opened.folder  # of the tokenizer
     if (opened.folder / ADAPTER).is_file():
         beneath = open_base(opened, base)
@@ -50,6 +52,7 @@ def import_checkpoint(
     else:
         theirs = read_weights(opened)
     family = find_family(opened, theirs)
+    theirs = with_tower(opened, theirs, tower)
     progress(f"{opened.name}: {family.name}, {len(theirs):,} tensors")
     imported = family.convert(opened, theirs, find_tokenizer(words))
     check(imported, opened)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vision_lm.errors import CheckpointError
 
 HEAD_WIDTH = 72  # 1152 / 16
+LAYERS = 27
 BEYOND = 6  # 384 = 27 x 14 + 6: pixels at the right and at the bottom that no patch covers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,16 @@ from vision_lm.model_files import find_folder
 SIGLIP = "model.vision_tower.vision_tower.vision_model."
 EVA = "model.vision_tower.vision_tower.model."
 _FILES = ("*.json", "merges.txt", "model*.safetensors")
+
+
+def with_tower(source: Source, tensors: Mapping[str, Tensor], tower: str | None) -> Mapping[str, Tensor]:
+    """A checkpoint's tensors, with those of the tower that it names if it holds none. Raises CheckpointError."""
+    held = any("vision_tower." in name for name in tensors)
+    return (
+        tensors
+        if held or "mm_vision_tower" not in source.config
+        else {**tensors, **tower_tensors(source, tower)}
+    )
 
 
 def tower_tensors(source: Source, tower: str | None) -> dict[str, Tensor]:
