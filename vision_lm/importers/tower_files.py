@@ -20,12 +20,9 @@ _FILES = ("*.json", "merges.txt", "model*.safetensors")
 
 def with_tower(source: Source, tensors: Mapping[str, Tensor], tower: str | None) -> Mapping[str, Tensor]:
     """A checkpoint's tensors, with those of the tower that it names if it holds none. Raises CheckpointError."""
-    held = any("vision_tower." in name for name in tensors)
-    return (
-        tensors
-        if held or "mm_vision_tower" not in source.config
-        else {**tensors, **tower_tensors(source, tower)}
-    )
+    if "mm_vision_tower" not in source.config or any("vision_tower." in name for name in tensors):
+        return tensors
+    return {**tensors, **tower_tensors(source, tower)}
 
 
 def tower_tensors(source: Source, tower: str | None) -> dict[str, Tensor]:
