@@ -49,6 +49,8 @@ class Answer:
     # The answer is less sure than the checkpoint's threshold, chosen on held-out questions: better say "I do not know".
     unanswerable: bool = False
     support: tuple[Support, ...] | None = None  # of what a caption names, where it was asked for
+    # Of a checked caption: what it first named and does not say any more. Tokens and confidence are those of the first text.
+    unconfirmed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -119,6 +121,11 @@ class AnswerWriter:
         if piece:
             yield piece
         return answer
+
+    def spans(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
+        """Where in the text each token's characters begin and end."""
+        ends = [len(self.text(tokens[: count + 1])) for count in range(len(tokens))]
+        return list(zip([0, *ends], ends, strict=False))
 
     def text(self, tokens: Sequence[int], cut: int | None = None) -> str:
         """Tokens as text up to `cut`, without blanks around it and without a character whose last bytes are still to come.

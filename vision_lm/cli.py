@@ -99,8 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     captioned = command("caption", commands.caption, "describe each image in a line")
     captioned.add_argument("images", metavar="IMAGE", nargs="+")
     captioned.add_argument("--length", choices=("short", "normal", "long"), default="normal")
-
-    captioned.add_argument(
+    doubts = captioned.add_mutually_exclusive_group()
+    doubts.add_argument(
+        "--check",
+        action="store_true",
+        help='ask the model about each thing that it names, and call "something" what it does not find',
+    )
+    doubts.add_argument(
         "--explain",
         action="store_true",
         help="say how sure the picture makes each thing that is named, and flag what it does not support",

@@ -25,7 +25,9 @@ def caption(options: argparse.Namespace) -> int:
     vlm = _load(options, options.allow_url_host)
     return _answer_each(
         options,
-        whole=lambda images: vlm.caption(images, options.length, support=options.explain),
+        whole=lambda images: vlm.caption(
+            images, options.length, support=options.explain, checked=options.check
+        ),
         stream=lambda image: vlm.stream_caption(image, options.length),
     )
 
@@ -212,8 +214,8 @@ def _answer_each(
 ) -> int:
     """One line for each image; the error of one that cannot be answered goes to stderr, and the others go on."""
     paths: list[str] = options.images
-    explain = getattr(options, "explain", False)
-    if len(paths) == 1 and not options.json and not explain and sys.stdout.isatty():
+    second_look = getattr(options, "explain", False) or getattr(options, "check", False)
+    if len(paths) == 1 and not options.json and not second_look and sys.stdout.isatty():
         _print_stream(stream(paths[0]))
         return 0
     status = 0
@@ -238,6 +240,8 @@ def _line(path: str, answer: Answer, options: argparse.Namespace, alone: bool) -
             "token_logprobs": [round(logprob, 4) for logprob in answer.token_logprobs],
             "unanswerable": answer.unanswerable,
         }
+        if getattr(options, "check", False):
+            values["unconfirmed"] = answer.unconfirmed
         if answer.support is not None:
             values["support"] = [
                 {"thing": one.text, "start": one.start}

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vision_lm.answer import Answer, AnswerStream, AnswerWriter
+from vision_lm.checking import checked as confirmed
 from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vision_lm.encoder import ImageEncoder, feature_width
 from vision_lm.engine import (
@@ -180,6 +181,7 @@ class VisionLM:
         length: CaptionLength = ...,
         *,
         support: bool = ...,
+        checked: bool = ...,
         **options: Unpack[Options],
     ) -> list[Reply]: ...
     @overload
@@ -189,6 +191,7 @@ class VisionLM:
         length: CaptionLength = ...,
         *,
         support: bool = ...,
+        checked: bool = ...,
         **options: Unpack[Options],
     ) -> Answer: ...
     def caption(
@@ -197,21 +200,26 @@ class VisionLM:
         length: CaptionLength = "normal",
         *,
         support: bool = False,
+        checked: bool = False,
         **options: Unpack[Options],
     ) -> Any:
         """Describe a picture, or each of a list, in whole sentences. `length`: short, normal or long.
 
+        `checked`: take back what the model does not find when it is asked for it; see `vision_lm.checking`.
         `support`: also say how much the picture speaks for each thing that is named, in `answer.support`; see
-        `vision_lm.support`. It takes about as long again.
+        `vision_lm.support`. Each takes about as long again.
         """
+        if support and checked:
+            raise RequestError("support and checked are both asked for; give one: what is checked is taken back")
         question, task = self.caption_task(length, options)
-        if isinstance(image, list):
-            turns = [[Turn(question, (one,))] for one in image]
-            replies = self._replies(turns, task)
-            return self._supported(turns, replies) if support else replies
-        alone = [Turn(question, (image,))]
-        reply = self._reply(alone, task)
-        return self._supported([alone], [reply])[0] if support else reply
+        images = image if isinstance(image, list) else [image]
+        turns = [[Turn(question, (one,))] for one in images]
+        replies = self._replies(turns, task) if isinstance(image, list) else [self._reply(turns[0], task)]
+        if support:
+            replies = self._supported(turns, replies)
+        if checked:
+            replies = self._checked(images, replies)
+        return replies if isinstance(image, list) else replies[0]
 
     @overload
     def ask(self, image: list[Any], question: str | list[str], **options: Unpack[Options]) -> list[Reply]: ...
@@ -332,6 +340,11 @@ class VisionLM:
         fine = [(asked, one) for asked, one in zip(turns, replies, strict=True) if isinstance(one, Answer)]
         pictures = self._pictures()
         found = iter(with_support(self, [pair[0] for pair in fine], [pair[1] for pair in fine], pictures))
+        return [next(found) if isinstance(one, Answer) else one for one in replies]
+
+    def _checked(self, images: Sequence[ImageSource], replies: Sequence[Reply]) -> list[Reply]:
+        fine = [(image, one) for image, one in zip(images, replies, strict=True) if isinstance(one, Answer)]
+        found = iter(confirmed(self, [pair[0] for pair in fine], [pair[1] for pair in fine]))
         return [next(found) if isinstance(one, Answer) else one for one in replies]
 
     def _stream(self, turns: Sequence[Turn], task: Task) -> AnswerStream:

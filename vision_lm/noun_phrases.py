@@ -8,6 +8,7 @@ bare plural behind "of", "and", "with" or a comma ("a bowl of oranges"). It ends
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -27,23 +28,26 @@ _CLOSING = _words(
     "is are was were be has have there it he she they which who that while as in on at by for from to into onto over under"
     " above below beside behind between against through around along across next left right near with and or of up down"
     " out off front not no one both all than very looks look says say reads read sits sit stands stand lies lie"
+    " shows show contains contain fills fill"
     " perhaps"
 )
 # What a picture itself and its parts are called: naming them claims nothing that could be missing.
 _ABOUT_THE_PICTURE = _words(
     "image picture photo photograph drawing background foreground scene top bottom middle center centre side left right"
-    " corner front back edge view group kind one other others top-left word"
+    " corner front back edge view group kind one other others top-left word thing things object objects"
 )
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")
 
 
 @dataclass(frozen=True)
 class NounPhrase:
-    """Words of a text that name a thing, without the article before them."""
+    """Words of a text that name a thing, without the article or number before them."""
 
     text: str
     start: int  # characters
     end: int
+    opening: tuple[str, ...] = ()  # those words, in lower case; none before a bare plural
+    begin: int = 0  # where the first of them starts
 
 
 def noun_phrases(text: str) -> list[NounPhrase]:
@@ -61,11 +65,13 @@ def noun_phrases(text: str) -> list[NounPhrase]:
         while first < len(words) and _opens(words[first]):
             first, opens = first + 1, True
         last = first
-        while last < len(words) and _belongs(words[last], last == first):
+        while last < len(words) and _belongs(words, last, last == first):
             last += 1
         if last > first and _names_a_thing(words[last - 1], opens):
             start, end = places[first][0], places[last - 1][1]
-            found.append(NounPhrase(text[start:end], start, end))
+            before = [n for n in range(at, first) if _opens(words[n])]
+            begin = places[before[0]][0] if before else start
+            found.append(NounPhrase(text[start:end], start, end, tuple(words[n] for n in before), begin))
         at = max(last, at + 1)
     return found
 
@@ -80,8 +86,16 @@ def _names_a_thing(noun: str, opened: bool) -> bool:
     return noun not in _ABOUT_THE_PICTURE and (opened or plural)
 
 
-def _belongs(word: str, first: bool) -> bool:
-    """Whether a word goes on a noun phrase. A verb's "-ing" may only begin one: "a flying bird", "a man riding"."""
-    if not word[0].isalnum() or word in _CLOSING or _opens(word):
+def _belongs(words: Sequence[str], at: int, first: bool) -> bool:
+    """Whether a word goes on a noun phrase. A verb's "-ing" may begin one ("a flying bird") or stand before its noun
+    ("a small smiling face"), but ends it before a grammatical word: "a man riding a wave"."""
+    word = words[at]
+    if not _goes_on(word):
         return False
-    return first or not word.endswith("ing") or word in _NOUNS_IN_ING
+    if first or not word.endswith("ing") or word in _NOUNS_IN_ING:
+        return True
+    return at + 1 < len(words) and _goes_on(words[at + 1])
+
+
+def _goes_on(word: str) -> bool:
+    return word[0].isalnum() and word not in _CLOSING and not _opens(word)

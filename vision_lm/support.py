@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from vision_lm.answer import Answer, Support
 from vision_lm.engine import Prompt, Ticket
 from vision_lm.explain import blank
-from vision_lm.noun_phrases import noun_phrases
+from vision_lm.noun_phrases import NounPhrase, noun_phrases
 from vision_lm.pictures import Picture, Pictures
 from vision_lm.prompts import Turn
 
@@ -57,10 +57,13 @@ def _said_unseen(vlm: VisionLM, turns: Sequence[Turn], answer: Answer, pictures:
 
 
 def _supports(vlm: VisionLM, answer: Answer, unseen: Sequence[float]) -> Iterator[Support]:
-    # Where in the text each token's characters end, and so where the next one's begin.
-    ends = [len(vlm.writer.text(answer.tokens[: count + 1])) for count in range(len(answer.tokens))]
-    starts = [0, *ends[:-1]]
+    spans = vlm.writer.spans(answer.tokens)
     for one in noun_phrases(answer.text):
-        own = [n for n in range(len(ends)) if starts[n] < one.end and ends[n] > one.start]
-        seen_by, unseen_by = (math.exp(sum(logs[n] for n in own)) for logs in (answer.token_logprobs, unseen))
+        seen_by, unseen_by = (likelihood(one, spans, logs) for logs in (answer.token_logprobs, unseen))
         yield Support(one.text, one.start, one.end, seen_by, unseen_by)
+
+
+def likelihood(phrase: NounPhrase, spans: Sequence[tuple[int, int]], logprobs: Sequence[float]) -> float:
+    """The probability of these words given those before them. `spans`: of the answer's tokens."""
+    own = [n for n, (start, end) in enumerate(spans) if start < phrase.end and end > phrase.start]
+    return math.exp(sum(logprobs[n] for n in own))

@@ -14,6 +14,7 @@ from projector.data.scene_vocabulary import COLOURS, MATERIALS, SHAPES, SIZES, S
 _SPELLINGS = {"grey": "gray", "big": "large"}
 _NUMBERS = {word: number for number, word in enumerate(NUMBERS)}
 _GENERIC = {"shape", "shapes", "thing", "things", "object", "objects", "one", "background"}
+_ITSELF = {"picture", "image", "photo", "photograph"}  # "the picture shows": unlike "a picture", no thing in it
 _ADJECTIVES = {*COLOURS, *MATERIALS, *SIZES, "other"}
 
 
@@ -41,7 +42,9 @@ def named_things(caption: str, vocabulary: Collection[str] = ()) -> list[NamedTh
     while at < len(words):
         length = _noun_at(words, at, nouns, longest)
         if length:
-            found.append(_mention(words, at, nouns[tuple(words[at : at + length])]))
+            mention = _mention(words, at, nouns[tuple(words[at : at + length])])
+            if not (mention.definite and mention.noun in _ITSELF):
+                found.append(mention)
         at += length or 1
     return found
 

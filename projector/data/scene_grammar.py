@@ -16,6 +16,18 @@ _SINGULAR_IN_S = {
     "gas", "lens", "news", "iris", "canvas", "atlas", "christmas", "pancreas", "tennis", "mantis",
     "chrysalis", "trellis", "series", "texas", "kansas", "pelvis",
 }  # fmt: skip
+_SINGULAR_IN_IE = {
+    "cookie",
+    "pie",
+    "tie",
+    "movie",
+    "zombie",
+    "brownie",
+    "genie",
+    "smoothie",
+    "selfie",
+    "hoodie",
+}
 _PLURAL_WITHOUT_S = {"people", "men", "women", "children", "dice", "feet", "teeth"}
 _VOWEL_SOUND_EXCEPTIONS = ("uni", "use", "usa", "one", "eu", "uk", "ufo", "uro", "uku")
 
@@ -43,6 +55,20 @@ def plural(phrase: str) -> str:
         return phrase
     before, head, after = _split_head(phrase)
     return before + _plural_word(head) + after
+
+
+def singular(phrase: str) -> str:
+    """ "red stars" → "red star", "cups of tea" → "cup of tea": what `plural` makes into the phrase, or the phrase."""
+    before, head, after = _split_head(phrase)
+    irregular = [one for one, many in _IRREGULAR.items() if many == head.lower()]
+    hissing = head.endswith(("xes", "ches", "shes", "sses", "zes"))  # unlike "houses"
+    regular = head.removesuffix("es" if hissing else "s")
+    if head.endswith("ies") and regular.lower() not in _SINGULAR_IN_IE:
+        regular = head.removesuffix("ies") + "y"
+    for one in (*irregular, regular):
+        if one != head and plural(before + one + after) == phrase:
+            return before + one + after
+    return phrase
 
 
 def counted(phrase: str, count: int) -> str:

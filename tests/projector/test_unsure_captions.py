@@ -50,6 +50,14 @@ def test_things_of_one_name_are_one_decision() -> None:
     assert left_unnamed(SCENE, rng, 0.0) == frozenset()
 
 
+def test_the_picture_itself_is_no_thing_in_it() -> None:
+    """There is a drawing of a framed picture, and half of the captions begin with "The picture shows"."""
+    names = (*NAMES, "picture")
+    assert [one.noun for one in named_things("The picture shows a picture and a cat.", names)] == ["picture", "cat"]
+    assert hallucinated("The picture shows a teapot.", SCENE, names) == (1, 0)
+    assert hallucinated("The picture shows a picture.", SCENE, names) == (1, 1)
+
+
 def test_the_long_caption_keeps_size_pattern_and_place() -> None:
     text = caption(SCENE, "long", random.Random(3), left_unnamed(SCENE, random.Random(3), 1.0))
     assert "a large striped shape" in text and "small drawing at the top left" in text

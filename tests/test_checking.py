@@ -1,0 +1,126 @@
+"""Captions that are checked: what the model itself does not find when it is asked is not said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+import vision_lm
+from projector.data.scene_grammar import plural, singular
+from vision_lm import checking
+from vision_lm.cli import main
+from vision_lm.errors import ImageError, RequestError
+from vision_lm.model import VisionLM
+from vision_lm.noun_phrases import noun_phrases
+
+
+@pytest.fixture(scope="module")
+def mini() -> VisionLM:
+    return vision_lm.load("mini", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scene() -> Image.Image:
+    """A red circle on the left and a blue square on the right."""
+    picture = Image.new("RGB", (256, 256), (250, 250, 250))
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse((20, 80, 110, 170), fill=(220, 40, 40))
+    pen.rectangle((150, 90, 235, 175), fill=(40, 70, 210))
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("written", "said", "unconfirmed"),
+    [
+        ("A red circle and a blue square.", "A red circle and a blue square.", []),
+        ("A red circle and a cat.", "A red circle and something.", ["cat"]),
+        ("A teapot and a blue square.", "Something and a blue square.", ["teapot"]),
+        ("A red circle, a red circle and a blue square.", "A red circle, something and a blue square.", ["red circle"]),
+        ("Two cats and a blue square.", "Some things and a blue square.", ["cats"]),
+        ("A red circle, a cup of tea and a blue square.", "A red circle, something and a blue square.", ["cup"]),
+        ("There is a red circle. The dog is right of the circle.", "There is a red circle.", ["dog"]),
+        ("A red circle and a smiling face at the top.", "A red circle and something at the top.", ["smiling face"]),
+        ("A drawing of a cat.", "A drawing of something.", ["cat"]),
+        ("A cat, a dog and a green star.", "Several things.", ["cat", "dog", "green star"]),
+        ("On a white background.", "On a white background.", []),
+    ],
+)  # fmt: skip
+def test_what_is_not_found_is_taken_back(
+    mini: VisionLM, scene: Image.Image, written: str, said: str, unconfirmed: list[str]
+) -> None:
+    """Whatever a caption says, as if the model had written it: `choices` leaves it no other."""
+    answer = mini.caption(scene, choices=[written], checked=True)
+    assert (answer.text, list(answer.unconfirmed)) == (said, unconfirmed)
+    assert answer.unanswerable == (said in ("A drawing of something.", "Several things."))
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("A blue square.", "Perhaps a blue square."),
+        ("A photo, perhaps of a blue square.", "A photo, perhaps of a blue square."),
+        ("A red circle and three blue squares.", "A red circle and some blue squares."),
+    ],
+)
+def test_what_is_half_believed_is_half_said(
+    mini: VisionLM, scene: Image.Image, monkeypatch: pytest.MonkeyPatch, written: str, said: str
+) -> None:
+    """Where the bar lies higher or lower than mini's own, so that what is there falls between."""
+    monkeypatch.setattr(checking, "CONFIRMED", 0.8 if "some" in said else 0.9999)
+    assert mini.caption(scene, choices=[written], checked=True).text == said
+
+
+def test_lists_and_the_command_line(
+    mini: VisionLM, scene: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture that cannot be read has its error in its place; the command says what the API says."""
+    path, broken = tmp_path / "scene.png", tmp_path / "broken.png"
+    scene.save(path)
+    broken.write_bytes(path.read_bytes()[:100])
+    first, error, last = mini.caption([path, broken, path], "short", checked=True)
+    assert isinstance(error, ImageError) and str(first) == str(last)
+    assert main(["caption", str(path), "--length", "short", "--check", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.strip().startswith(str(first))
+
+
+def test_support_and_check_are_two_things(mini: VisionLM, scene: Image.Image) -> None:
+    with pytest.raises(RequestError, match="give one"):
+        mini.caption(scene, support=True, checked=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        (
+            "The picture shows a small smiling face and two cats.",
+            [("a", "small smiling face"), ("two", "cats")],
+        ),
+        ("A man riding a wave and the dog.", [("a", "man"), ("a", "wave"), ("the", "dog")]),
+        ("A bowl of oranges.", [("a", "bowl"), ("", "oranges")]),
+    ],
+)
+def test_phrases_with_what_opens_them(text: str, phrases: list[tuple[str, str]]) -> None:
+    found = noun_phrases(text)
+    assert [(" ".join(one.opening), one.text) for one in found] == phrases
+    assert all(
+        text[one.begin : one.end].lower() == f"{' '.join(one.opening)} {one.text}".strip() for one in found
+    )
+
+
+def test_singular_undoes_plural() -> None:
+    for word in (
+        "red star",
+        "cup of tea",
+        "box",
+        "berry",
+        "cookie",
+        "house",
+        "man",
+        "knife",
+        "fox with a hat",
+        "dish",
+    ):
+        assert singular(plural(word)) == word
+    assert singular("grapes") == "grape" and singular("star") == "star"
