@@ -22,7 +22,7 @@ KEPT = 64  # pictures remembered from one part of a long list to the next
 class Picture:
     """One picture, ready for the encoder."""
 
-    pixels: Tensor  # (3, S, S)
+    pixels: Tensor  # (3, S, S), or of a sheet with its parts (3, H, W)
     digest: bytes  # of the pixels: the same picture from two sources is one picture
 
 
@@ -74,10 +74,18 @@ class PictureEncoder:
     def __call__(self, pictures: Sequence[Picture | EncodedPicture]) -> list[Tensor]:
         """The image tokens (M, Dt) of each picture; those that are not encoded yet are computed in one batch."""
         new = [one.pixels for one in pictures if isinstance(one, Picture)]
-        encoded = iter(self._encoded(new) if new else ())
+        encoded = iter(self._encoded(new))
         return [one.tokens if isinstance(one, EncodedPicture) else next(encoded) for one in pictures]
 
-    def _encoded(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Pixels (3, S, S) of B pictures -> image tokens (B, M, Dt)."""
+    def _encoded(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        """Pixels of pictures -> the image tokens (M, Dt) of each; those of one shape together."""
+        found: dict[int, Tensor] = {}
+        for shape in {one.shape: None for one in pictures}:
+            places = [place for place, one in enumerate(pictures) if one.shape == shape]
+            found |= zip(places, self._batch([pictures[place] for place in places]), strict=True)
+        return [found[place] for place in range(len(pictures))]
+
+    def _batch(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Pixels (3, H, W) of B pictures -> image tokens (B, M, Dt)."""
         features = self.encoder.encode(torch.stack(list(pictures)))
         return self.projector(features.patches, features.pooled)
