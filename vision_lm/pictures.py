@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 from projector.module import Projector
 from vision_lm.encoder import ImageEncoder
 from vision_lm.images import ImageLimits, ImageSource, open_image
+from vision_lm.preprocess import pixel_digest
 
 KEPT = 64  # pictures remembered from one part of a long list to the next
 
@@ -56,9 +56,8 @@ class Pictures:
         if key not in self._opened:
             image = open_image(source, limits=self.limits, allow_url_hosts=self.allow_url_hosts)
             pixels = self.encoder.preprocess(image)
-            digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
             # With the source, so that its id stays its own.
-            self._opened[key] = source, Picture(pixels, digest)
+            self._opened[key] = source, Picture(pixels, pixel_digest(pixels.numpy()))
             if len(self._opened) > KEPT:  # a list of any length needs the same memory
                 del self._opened[next(iter(self._opened))]
         return self._opened[key][1]

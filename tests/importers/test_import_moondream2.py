@@ -398,12 +398,14 @@ def test_pictures_of_every_shape_are_cut_as_theirs(date: str, tmp_path: Path) ->
     assert len(shapes) >= 4
 
 
-def test_pictures_in_parts_are_batched_and_told_apart(tmp_path: Path) -> None:
-    """Answers about pictures of several shapes at once, and of the same again, are those about each alone."""
-    vlm = imported(
-        Moondream2(KINDS["2025-03-27"]).saved(tmp_path / "moondream2-2025-03-27"), tmp_path / "ours"
-    )
-    images = list(PICTURES.values())
+@pytest.mark.parametrize("date", ["2024-05-20", "2025-03-27"])
+def test_pictures_in_parts_are_batched_and_told_apart(date: str, tmp_path: Path) -> None:
+    """Answers about pictures of several shapes at once, and of the same again, are those about each alone.
+
+    Two are white all over, one wide and one high: the same bytes, and two pictures.
+    """
+    vlm = imported(Moondream2(KINDS[date]).saved(tmp_path / f"moondream2-{date}"), tmp_path / "ours")
+    images = [*PICTURES.values(), *(Image.new("RGB", size, "white") for size in ((640, 300), (300, 640)))]
     alone = [vlm.ask(image, QUESTION, max_tokens=8) for image in images]
     again = VisionLM(read_checkpoint(tmp_path / "ours"), device="cpu", dtype="float32")
     together = again.ask([*images, *images], QUESTION, max_tokens=8)
