@@ -285,7 +285,7 @@ def nearest_size(image: Image.Image, side: int) -> tuple[int, int]:
     width, height = image.size
     if max(image.size) < 512:
         return side, side
-    shapes = itertools.product((side, 2 * side), repeat=2)
+    shapes = [(high, wide) for high in (side, 2 * side) for wide in (side, 2 * side)]
     return min(
         shapes,
         key=lambda size: (
