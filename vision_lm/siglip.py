@@ -40,4 +40,13 @@ class SiglipTower(TrunkTower):
         )
 
 
-_SETTINGS = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "act_kwargs", "norm_kwargs"}
+_SETTINGS = {
+    "image_size",
+    "patch_size",
+    "width",
+    "layers",
+    "head_width",
+    "mlp_ratio",
+    "act_kwargs",
+    "norm_kwargs",
+}

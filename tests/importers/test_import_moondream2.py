@@ -107,6 +107,8 @@ class Moondream2:
             shapes |= {f"{block}.attn.qkv": (3 * width, width), f"{block}.attn.proj": (width, width)}
             shapes |= {f"{block}.mlp.fc1": (inner, width), f"{block}.mlp.fc2": (width, inner)}
         self.visual = {"pos_embed": torch.randn(1, sizes.grid**2, width)} | weights(shapes)
+        for name in ("pos_embed", "patch_embed.linear.weight", "patch_embed.linear.bias"):
+            self.visual[name] = self.visual[name] / 50  # so small that a LayerNorm's epsilon shows
         self.mlp = weights(
             {
                 "fc1": (sizes.projector, kind.views * width),

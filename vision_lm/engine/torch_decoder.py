@@ -38,7 +38,7 @@ class Chunk:
     count: int
     slots: Tensor  # (start + count,): where the sequence's tokens up to the last of these are in the cache
     complete: bool  # whether the logits after its last token are wanted
-    prefix: int = 0  # the sequence's first tokens that see each other in both directions; none ends inside of them
+    prefix: int = 0  # the sequence's first tokens that see each other in both directions, never cut
 
 
 class TorchDecoder:
