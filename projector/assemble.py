@@ -14,12 +14,21 @@ from projector.recipe import Recipe
 from projector.vision_language import VisionLanguage
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.encoder import ImageEncoder
+from vision_lm.errors import TrainingError
 from vision_lm.phi import build_phi
 
 
 def open_for_training(checkpoint: Checkpoint, recipe: Recipe) -> VisionLanguage:
-    """All weights in float32, the parts the recipe trains unfrozen, LoRA layers added if it asks for them."""
+    """All weights in float32, the parts the recipe trains unfrozen, LoRA layers added if it asks for them.
+
+    Raises TrainingError for what only answering knows: pictures in parts, and prefix attention.
+    """
     config = checkpoint.config
+    if config.vision.crops is not None or config.text.attention != "causal":
+        raise TrainingError(
+            f"{recipe.checkpoint}: sees pictures in parts, or in both directions, which training does not compute; train a "
+            "checkpoint that sees them whole and causally"
+        )
     encoder = ImageEncoder(config.vision)
     projector = Projector(**dataclasses.asdict(config.projector))
     phi: Any = build_phi(config.text)

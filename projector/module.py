@@ -7,6 +7,8 @@ generation has a second MLP on top, around which the tokens pass as well.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -27,12 +29,14 @@ class Projector(nn.Module):
         standardise: bool = False,
         positions: int = 0,
         residual_features: int = 0,
+        tanh_gelu: bool = False,
     ) -> None:
         super().__init__()
-        self.patches = _mlp(in_features, hidden_features, out_features)
-        self.pooled = _mlp(pooled_features, hidden_features, out_features) if pooled_features else None
+        mlp = partial(_mlp, out_features=out_features, tanh_gelu=tanh_gelu)
+        self.patches = mlp(in_features, hidden_features)
+        self.pooled = mlp(pooled_features, hidden_features) if pooled_features else None
         self.norm = nn.LayerNorm(out_features) if residual_features else None
-        self.residual = _mlp(out_features, residual_features, out_features) if residual_features else None
+        self.residual = mlp(out_features, residual_features) if residual_features else None
         self.pooled_softmax = pooled_softmax
         self.standardise = standardise
         if standardise:
@@ -59,9 +63,9 @@ class Projector(nn.Module):
         return torch.cat([self.pooled(pooled), tokens], dim=1)  # (B, P + N, Dt)
 
 
-def _mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
+def _mlp(in_features: int, hidden_features: int, out_features: int, tanh_gelu: bool) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(in_features, hidden_features),
-        nn.GELU(),
+        nn.GELU("tanh" if tanh_gelu else "none"),
         nn.Linear(hidden_features, out_features),
     )

@@ -91,13 +91,18 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
     return bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max())
 
 
-def decode(decoder: TorchDecoder, prompts: list[Tensor], steps: int) -> tuple[Tensor, list[list[int]]]:
-    """Greedy logits (steps, B, V) and tokens, B rows of one ragged batch whose pages lie mixed up in the cache."""
+def decode(
+    decoder: TorchDecoder, prompts: list[Tensor], steps: int, prefix: int = 0
+) -> tuple[Tensor, list[list[int]]]:
+    """Greedy logits (steps, B, V) and tokens, B rows of one ragged batch whose pages lie mixed up in the cache.
+
+    `prefix`: of each prompt, how many tokens see each other in both directions.
+    """
     cache = KVCache(decoder.config, 64, decoder.device, decoder.dtype)
     pages = [list(range(63 - row, -1, -len(prompts))) for row in range(len(prompts))]
     lengths = [len(prompt) for prompt in prompts]
     slots = [cache.slots(*pair) for pair in zip(pages, lengths, strict=True)]
-    chunks = [Chunk(0, length, slots, True) for length, slots in zip(lengths, slots, strict=True)]
+    chunks = [Chunk(0, length, slots, True, prefix) for length, slots in zip(lengths, slots, strict=True)]
     all_logits = [decoder.prefill(torch.cat(prompts), chunks, cache)]
     ids = [all_logits[0].argmax(-1).tolist()]
     for step in range(steps - 1):

@@ -26,6 +26,20 @@ Resize = Literal["squash", "crop", "pad", "crop_floor", "pad_first"]
 
 
 @dataclass(frozen=True)
+class Crops:
+    """How a picture is also seen in parts, each at the tower's full resolution; see `vision_lm.crop_sheet`.
+
+    The parts' features stand beside those of the whole picture, so a patch is twice as wide and none is added.
+    `grid`: 1 or 2 parts high and wide. `overlap`: as many as its size calls for, each reaching into the next.
+    """
+
+    kind: Literal["grid", "overlap"]
+    smallest: int = 0  # grid: a picture whose longer side has fewer pixels is seen as a whole alone
+    most: int = 4  # overlap: parts of one picture
+    margin: int = 0  # overlap: patches at each side of a part that its neighbour sees too
+
+
+@dataclass(frozen=True)
 class VisionConfig:
     """An image tower and which of its features the projector sees."""
 
@@ -37,13 +51,14 @@ class VisionConfig:
     quick_gelu: bool = False  # OpenAI's CLIP weights were trained with it
     resize: Resize = "squash"
     fill: tuple[float, float, float] | None = None  # what "pad" pads with, 0 to 1; None: the mean
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     features: tuple[int, ...] = (-2,)  # hidden states, concatenated on the coarsest grid
     pooled: tuple[Literal["all", "centre"], ...] = ()  # CLIP embeddings added as tokens of their own
     # siglip: no class token, a patch embedding with a bias; eva: patches turned by their places, SwiGLU
     kind: Literal["open_clip", "siglip", "eva"] = "open_clip"
     normed: bool = False  # the tower's last LayerNorm is applied to the features
     skip_patches: int = 0  # the first patches that the projector never sees
+    crops: Crops | None = None  # None: a picture is seen as a whole alone
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,7 @@ class ProjectorConfig:
     standardise: bool = False
     positions: int = 0  # N, if every patch's place is to have a learned embedding; 0 for none
     residual_features: int = 0  # hidden width of a second MLP, added after a LayerNorm; 0 for none
+    tanh_gelu: bool = False  # GELU by its tanh approximation
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,9 @@ class TextConfig:
     rope_theta: float = 10_000.0
     partial_rotary_factor: float = 0.5
     layer_norm_eps: float = 1e-5
+    # What a token sees: those before it; or, of a prompt that opens with a picture, the picture's tokens and those
+    # before them (the first token) also see each other, in both directions.
+    attention: Literal["causal", "prefix"] = "causal"
 
     @property
     def head_dim(self) -> int:
@@ -173,6 +192,8 @@ class Config:
                 yield f"projector.{name} is {getattr(projector, name)}, allowed: 0 (none) and above"
         if vision.skip_patches < 0:
             yield f"vision.skip_patches is {vision.skip_patches}, allowed: 0 (none) and above"
+        if vision.crops is not None:
+            yield from _crops_problems(vision, vision.crops)
         if vision.kind != "open_clip" and vision.pooled:
             yield f"vision.pooled is {list(vision.pooled)}, allowed for a tower of kind {vision.kind}: none"
         if not all(spread > 0 for spread in vision.std):
@@ -206,6 +227,21 @@ class Config:
             if _blanks(template) not in fields:
                 other = " but {images} before it" if len(fields) > 1 else ""
                 yield f"prompt.{name} is {template[:60]!r}, allowed: text with {{{name}}} once and no other field{other}"
+
+
+def _crops_problems(vision: VisionConfig, crops: Crops) -> Iterator[str]:
+    """What is wrong with a picture's parts."""
+    patch = vision.tower.get("patch_size")
+    if not isinstance(patch, int) or patch < 1 or vision.image_size % patch:
+        yield f"vision.crops need a tower of whole patches, found patches of {patch!r} in {vision.image_size} pixels"
+        return
+    if vision.pooled or vision.skip_patches or vision.resize != "squash":
+        yield "vision.crops is given, allowed beside it: no pooled tokens, no skipped patches, resize 'squash'"
+    side = vision.image_size // patch
+    if not 0 <= crops.margin < side / 2:
+        yield f"vision.crops.margin is {crops.margin}, allowed: 0 to less than half of {side} patches"
+    if crops.most < 1 or crops.smallest < 0:
+        yield f"vision.crops: most is {crops.most} and smallest {crops.smallest}, allowed: from 1 and from 0 on"
 
 
 # What each template is filled with, in this order.

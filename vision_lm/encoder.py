@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vision_lm.config import VisionConfig
+from vision_lm.crop_features import merge, views
 from vision_lm.preprocess import fit, normalise
 
 CPU_BATCH = 4  # pictures whose activations stay in a processor's cache
+VIEWS = 16  # parts of pictures that the tower sees at once: a picture may have a dozen
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,29 @@ class ImageEncoder(nn.Module):
             _drop_unread_layers(self.tower, max(self.layers), config.normed)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """RGB picture of any size -> normalised pixels (3, S, S), float32."""
+        """RGB picture of any size -> normalised pixels (3, S, S), float32; with parts, those of its sheet (3, H, W)."""
         return torch.from_numpy(normalise(fit(image, self.config), self.config))
 
     def forward(self, pixels: Tensor) -> Features:
-        """pixels (B, 3, S, S) -> patches (B, N, Dv) and, if the config asks for them, pooled tokens."""
+        """pixels (B, 3, S, S) -> patches (B, N, Dv) and, if the config asks for them, pooled tokens.
+
+        With parts: sheets (B, 3, H, W) of one shape -> patches (B, N, 2 Dv), the whole's features first.
+        """
+        crops = self.config.crops
+        if crops is None:
+            return self._seen(pixels)
+        wholes, parts = views(pixels, crops, self.config.image_size)
+        features = self._seen(wholes).patches  # (B, N, Dv)
+        if parts is None:
+            return Features(torch.cat([features, features], dim=-1))
+        side = self.config.image_size // self.config.tower["patch_size"]
+        split = parts.flatten(0, 2).split(VIEWS)
+        fine = torch.cat([self._seen(some).patches for some in split])  # (B r c, N, Dv)
+        fine = merge(fine.unflatten(1, (side, side)).unflatten(0, parts.shape[:3]), crops)  # (B, N, Dv)
+        return Features(torch.cat([features, fine], dim=-1))
+
+    def _seen(self, pixels: Tensor) -> Features:
+        """The tower's features of squares (B, 3, S, S)."""
         indices = list(self.layers)
         if not self.config.pooled:
             maps = self.tower.forward_intermediates(

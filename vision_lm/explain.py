@@ -144,6 +144,11 @@ def explain(
     """
     prompt = vlm.prompts.build(turns)
     _check(answer, grid, picture, len(prompt.images))
+    if vlm.config.vision.crops is not None and vlm.config.vision.crops.kind == "overlap":
+        raise RequestError(
+            f"{vlm.config.name} sees a picture in parts that overlap, which no window hides alone; explain with a model "
+            "that sees it in one piece"
+        )
     turns = [replace(turn, images=tuple(map(vlm.open_image, turn.images))) for turn in turns]
     images = [image for turn in turns for image in turn.images]
     pictures = Pictures(vlm.encoder)
@@ -211,14 +216,18 @@ def _windows(grid: int) -> list[tuple[slice, slice]]:
 
 def _variants(picture: Picture, grid: int) -> Iterator[Picture]:
     """The whole picture and nothing of it; then each window hidden and alone. One by one: together they may be large."""
-    size = picture.pixels.shape[-1]
-    edges = [round(size * number / grid) for number in range(grid + 1)]
+    down, across = (
+        [round(size * number / grid) for number in range(grid + 1)] for size in picture.pixels.shape[1:]
+    )
     nothing = blank(picture)
     mean = nothing.pixels[:, :1, :1]  # (3, 1, 1)
     yield picture
     yield nothing
     for rows, columns in _windows(grid):
-        seen = slice(None), *(slice(edges[one.start], edges[min(one.stop, grid)]) for one in (rows, columns))
+        seen = slice(None), *(
+            slice(edges[one.start], edges[min(one.stop, grid)])
+            for edges, one in ((down, rows), (across, columns))
+        )
         hidden, alone = picture.pixels.clone(), nothing.pixels.clone()
         hidden[seen], alone[seen] = mean, picture.pixels[seen]
         yield _variant(picture, hidden, f"without {seen}")

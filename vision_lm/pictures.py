@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 from projector.module import Projector
 from vision_lm.encoder import ImageEncoder
 from vision_lm.images import ImageLimits, ImageSource, open_image
+from vision_lm.preprocess import pixel_digest
 
 KEPT = 64  # pictures remembered from one part of a long list to the next
 
@@ -22,7 +22,7 @@ KEPT = 64  # pictures remembered from one part of a long list to the next
 class Picture:
     """One picture, ready for the encoder."""
 
-    pixels: Tensor  # (3, S, S)
+    pixels: Tensor  # (3, S, S), or of a sheet with its parts (3, H, W)
     digest: bytes  # of the pixels: the same picture from two sources is one picture
 
 
@@ -56,9 +56,8 @@ class Pictures:
         if key not in self._opened:
             image = open_image(source, limits=self.limits, allow_url_hosts=self.allow_url_hosts)
             pixels = self.encoder.preprocess(image)
-            digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
             # With the source, so that its id stays its own.
-            self._opened[key] = source, Picture(pixels, digest)
+            self._opened[key] = source, Picture(pixels, pixel_digest(pixels.numpy()))
             if len(self._opened) > KEPT:  # a list of any length needs the same memory
                 del self._opened[next(iter(self._opened))]
         return self._opened[key][1]
@@ -74,10 +73,18 @@ class PictureEncoder:
     def __call__(self, pictures: Sequence[Picture | EncodedPicture]) -> list[Tensor]:
         """The image tokens (M, Dt) of each picture; those that are not encoded yet are computed in one batch."""
         new = [one.pixels for one in pictures if isinstance(one, Picture)]
-        encoded = iter(self._encoded(new) if new else ())
+        encoded = iter(self._encoded(new))
         return [one.tokens if isinstance(one, EncodedPicture) else next(encoded) for one in pictures]
 
-    def _encoded(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Pixels (3, S, S) of B pictures -> image tokens (B, M, Dt)."""
+    def _encoded(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        """Pixels of pictures -> the image tokens (M, Dt) of each; those of one shape together."""
+        found: dict[int, Tensor] = {}
+        for shape in {one.shape: None for one in pictures}:
+            places = [place for place, one in enumerate(pictures) if one.shape == shape]
+            found |= zip(places, self._batch([pictures[place] for place in places]), strict=True)
+        return [found[place] for place in range(len(pictures))]
+
+    def _batch(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Pixels (3, H, W) of B pictures -> image tokens (B, M, Dt)."""
         features = self.encoder.encode(torch.stack(list(pictures)))
         return self.projector(features.patches, features.pooled)

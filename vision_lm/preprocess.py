@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from PIL import Image
 
 from vision_lm.config import VisionConfig
+from vision_lm.crop_sheet import sheet
 
 
 def fit(image: Image.Image, config: VisionConfig) -> np.ndarray:
-    """RGB picture of any size -> pixels (S, S, 3), uint8."""
+    """RGB picture of any size -> pixels (S, S, 3), uint8; with its parts, where the config asks for them, a sheet (H, W, 3)."""
     size = config.image_size
+    if config.crops is not None:
+        return sheet(image, config.crops, size, config.tower["patch_size"], _FILTERS[config.interpolation])
     pixels = np.asarray(_resized(image, config), dtype=np.uint8)
     if pixels.shape != (size, size, 3):
         raise ValueError(f"expected an RGB picture, found shape {pixels.shape}")
@@ -18,10 +23,18 @@ def fit(image: Image.Image, config: VisionConfig) -> np.ndarray:
 
 
 def normalise(pixels: np.ndarray, config: VisionConfig) -> np.ndarray:
-    """Pixels (S, S, 3), uint8 -> what the tower reads (3, S, S), float32."""
+    """Pixels (H, W, 3), uint8 -> what the tower reads (3, H, W), float32."""
     mean, std = (np.asarray(values, dtype=np.float32) for values in (config.mean, config.std))
-    scaled = (pixels.astype(np.float32) / 255.0 - mean) / std  # (S, S, 3)
+    scaled = (pixels.astype(np.float32) / 255.0 - mean) / std  # (H, W, 3)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+
+
+def pixel_digest(pixels: np.ndarray) -> bytes:
+    """Of what a tower reads (3, H, W), or of its pixels (H, W, 3): the same bytes high and wide are two pictures."""
+    digest = hashlib.blake2b(pixels.tobytes(), digest_size=16)
+    if len(set(pixels.shape)) > 2:  # no square, whose size the number of bytes tells
+        digest.update(repr(pixels.shape).encode())
+    return digest.digest()
 
 
 def _resized(image: Image.Image, config: VisionConfig) -> Image.Image:
@@ -40,7 +53,11 @@ def _resized(image: Image.Image, config: VisionConfig) -> Image.Image:
     return image.resize((size, size), resample, box=box)
 
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 _PADDED = 9_000  # pixels a side: what a square of the most pixels that a picture may have measures
 
 

@@ -29,8 +29,8 @@ PICTURE = -200  # in an oracle's prompt: here stand the tokens of the picture
 class Original:
     """What the original says of one picture and QUESTION, in float32."""
 
-    pixels: Tensor  # (1, 3, S, S)
-    features: Tensor  # (1, N, Dv)
+    pixels: Tensor  # (1, 3, S, S), or of a sheet with the picture's parts
+    features: Tensor  # (1, N, Dv), the parts' beside the whole's
     tokens: Tensor  # (1, N, Dt)
     ids: list[int]  # of the prompt, PICTURE for the picture
     logits: Tensor  # (V,), of the first token
@@ -92,13 +92,17 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def assert_parity(
-    vlm: VisionLM, original: Original, head_bias: Tensor | float = 0.0, rounded: float = 1e-3
+    vlm: VisionLM,
+    original: Original,
+    head_bias: Tensor | float = 0.0,
+    rounded: float = 1e-3,
+    image: Image.Image | None = None,
 ) -> None:
     """Each stage on its own and the whole. `head_bias`: what our logits have that the original's lack.
 
-    `rounded`: the share of pixels that may be one level of 255 apart.
+    `rounded`: the share of pixels that may be one level of 255 apart; `image`: what the original was shown, if not `picture`.
     """
-    image = picture()
+    image = image or picture()
     pixels = vlm.encoder.preprocess(image)[None]
     level = 1 / 255 / min(vlm.config.vision.std)
     difference = (pixels - original.pixels).abs()
@@ -119,7 +123,8 @@ def assert_parity(
 
     embeddings = vlm.engine.decoder.embed(prompt)
     places = torch.tensor([place for place, one in enumerate(prompt) if one == placeholder])
-    ours, greedy = decode(vlm.engine.decoder, [embeddings.index_copy(0, places, tokens[0])], 32)
+    opened = int(places[-1]) + 1 if vlm.config.text.attention == "prefix" else 0
+    ours, greedy = decode(vlm.engine.decoder, [embeddings.index_copy(0, places, tokens[0])], 32, opened)
     size = len(original.logits)
     assert close(ours[0, 0, :size], original.logits + head_bias)
     if isinstance(head_bias, Tensor):

@@ -17,7 +17,7 @@ from vision_lm.batch.sources import Item, Source
 from vision_lm.config import VisionConfig
 from vision_lm.errors import ImageError
 from vision_lm.images import ImageLimits, ImageWarning, open_image, read_image
-from vision_lm.preprocess import fit
+from vision_lm.preprocess import fit, pixel_digest
 
 THUMBNAIL = 160  # pixels, the longer side
 
@@ -81,7 +81,7 @@ class Opener:
             return Opened(
                 content,
                 None if content == job.known else pixels,
-                hashlib.blake2b(pixels.tobytes(), digest_size=16).digest(),
+                pixel_digest(pixels),
                 look_of(image) if self.opening.look else b"",
                 _thumbnail(image) if job.thumbnail else None,
                 any(issubclass(one.category, ImageWarning) for one in caught),

@@ -112,7 +112,15 @@ class Engine:
             matcher = self._grammars.matcher(sampling.constraint)
         elif sampling.given:
             matcher = Given(sampling.given, self.decoder.config.vocab_size)
-        request = Request(next(self._numbers), prompt, sampling, self.image_token_id, stop_strings, matcher)
+        request = Request(
+            next(self._numbers),
+            prompt,
+            sampling,
+            self.image_token_id,
+            stop_strings,
+            matcher,
+            self.decoder.config.attention,
+        )
         mailbox = Mailbox()
         self._mailboxes[request] = mailbox
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class Request:
         image_token_id: int,
         stop_strings: StopStrings | None = None,
         matcher: Matcher | Given | None = None,
+        attention: Literal["causal", "prefix"] = "causal",
     ) -> None:
         self.number = number  # by arrival
         self.prompt, self.sampling = prompt, sampling
@@ -74,6 +75,10 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.seen: Tensor | None = None  # (V,): the tokens that a repetition penalty makes less likely
         self.places = image_places(prompt, image_token_id)
+        # Its first tokens that see each other in both directions, and so are computed together. They depend on tokens
+        # after them, but each of their pages is known by the picture's digest, which names all of these: the first
+        # page holds a token of the picture.
+        self.prefix = self.places[0].stop if attention == "prefix" and _opens(self.places) else 0
         self.contents = _contents(prompt.ids, self.places)
         self.seals = seals(self.contents)
         self.pages: list[int] = []
@@ -164,6 +169,11 @@ def image_places(prompt: Prompt, image_token_id: int) -> list[ImagePlace]:
         ImagePlace(image, places[number * size], places[number * size + size - 1] + 1)
         for number, image in enumerate(prompt.images)
     ]
+
+
+def _opens(places: Sequence[ImagePlace]) -> bool:
+    """Whether a picture opens the prompt, alone or after the one token that every prompt begins with."""
+    return bool(places) and places[0].start <= 1
 
 
 def _contents(ids: Sequence[int], places: Sequence[ImagePlace]) -> list[bytes]:

@@ -37,7 +37,13 @@ class Runner:
             )
         if prompts:
             chunks = [
-                Chunk(span.start, span.count, self.cache.slots(span.request.pages, span.stop), span.complete)
+                Chunk(
+                    span.start,
+                    span.count,
+                    self.cache.slots(span.request.pages, span.stop),
+                    span.complete,
+                    span.request.prefix,
+                )
                 for span in prompts
             ]
             logits.append(self.decoder.prefill(self._embeddings(prompts), chunks, self.cache))

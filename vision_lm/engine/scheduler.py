@@ -4,6 +4,8 @@ In every step each running sequence that only lacks its last token gets it (deco
 tokens go to prompts (prefill), oldest first, a chunk at a time, so that a long prompt never holds up those that
 are being read. When pages run out, the youngest sequence gives its own back and starts again later (preemption
 by recompute), so the oldest always comes to its end. After Sarathi-Serve (arXiv 2403.02310) and vLLM.
+
+A picture whose tokens see each other is never cut: where it is larger than a chunk, it has a step's prefill to itself.
 """
 
 from __future__ import annotations
@@ -83,15 +85,13 @@ class Scheduler:
                 left -= 1
         if spans:
             left = min(left, self.limits.chunk)
+        prefill = left
         for request in list(self.running):
-            count = min(request.pending, left)
+            count = _portion(request, left, prefill)
             if request not in spans and count > 0 and self._grow(request, count, spans):
                 spans[request] = Span(request, request.computed, count)
                 left -= count
-        for request in self._admit(left):
-            spans[request] = Span(request, request.computed, min(request.pending, left))
-            left -= spans[request].count
-        return list(spans.values())
+        return [*spans.values(), *self._admit(left, prefill)]
 
     def done(self, spans: Sequence[Span]) -> None:
         """These have been computed: their full pages may now be shared."""
@@ -125,13 +125,13 @@ class Scheduler:
         self.pages.release(request.pages)
         request.pages, request.computed, request.sealed = [], 0, 0
 
-    def _admit(self, left: int) -> list[Request]:
-        """Let waiting requests in, by arrival, while there are pages and up to `left` tokens to compute.
+    def _admit(self, left: int, prefill: int) -> list[Span]:
+        """Let waiting requests in, by arrival, while there are pages and `left` of the step's `prefill` tokens.
 
         One whose next page is just being computed for another waits a step and finds it then.
         """
         coming = {seal for request in self.running for seal in request.seals[request.sealed :]}
-        admitted: list[Request] = []
+        admitted: list[Span] = []
         for request in list(self.waiting):
             if left <= 0 or len(self.running) >= self.limits.running:
                 break
@@ -149,13 +149,28 @@ class Scheduler:
             request.pages = shared + taken
             request.sealed = len(shared)
             request.computed = len(shared) * PAGE
+            count = _portion(request, left, prefill)
+            if not count:
+                self._give_back(request)
+                break
             self.shared_tokens += request.computed
             self.waiting.remove(request)
             bisect.insort(self.running, request, key=_arrival)
-            admitted.append(request)
+            admitted.append(Span(request, request.computed, count))
             coming.update(request.seals[request.sealed :])
-            left -= request.pending
+            left -= count
         return admitted
+
+
+def _portion(request: Request, left: int, prefill: int) -> int:
+    """How many of its tokens to compute where `left` of a step's `prefill` tokens are left.
+
+    Tokens that see each other are computed together: where they are more than that, once nothing else is.
+    """
+    count = min(request.pending, left)
+    if request.computed < request.prefix > request.computed + count:
+        return request.prefix - request.computed if left == prefill > 0 else 0
+    return count
 
 
 def _arrival(request: Request) -> int:

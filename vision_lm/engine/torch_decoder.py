@@ -38,6 +38,7 @@ class Chunk:
     count: int
     slots: Tensor  # (start + count,): where the sequence's tokens up to the last of these are in the cache
     complete: bool  # whether the logits after its last token are wanted
+    prefix: int = 0  # the sequence's first tokens that see each other in both directions, never cut
 
 
 class TorchDecoder:
@@ -112,7 +113,7 @@ class TorchDecoder:
             [torch.arange(chunk.start, chunk.start + chunk.count, device=self.device) for chunk in chunks]
         )  # (N,)
         written = torch.cat([chunk.slots[chunk.start :] for chunk in chunks])  # (N,)
-        masks = [causal_mask(chunk) for chunk in chunks]
+        masks = [seen_mask(chunk) for chunk in chunks]
 
         def attend(queries: Tensor, layer: int) -> Tensor:
             parts = queries.split(counts)  # (C, Hq, hd) each
@@ -197,12 +198,16 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor, dims: int) -> Tensor:
     return torch.addcmul(heads * cos, swapped, sin)
 
 
-def causal_mask(chunk: Chunk) -> Tensor | None:
+def seen_mask(chunk: Chunk) -> Tensor | None:
     """Which tokens (C, S) a chunk's tokens see; None where the plain causal mask, or none, says the same."""
-    if chunk.start == 0 or chunk.count == 1:
+    stop = chunk.start + chunk.count
+    if chunk.start >= chunk.prefix and (chunk.start == 0 or chunk.count == 1):
         return None
-    positions = torch.arange(chunk.start + chunk.count, device=chunk.slots.device)  # (S,)
-    return positions <= positions[chunk.start :, None]
+    if chunk.start < chunk.prefix > stop:
+        raise ValueError(f"a chunk ends at {stop}, inside of the {chunk.prefix} tokens that see each other")
+    positions = torch.arange(stop, device=chunk.slots.device)  # (S,)
+    last = positions[chunk.start :].clamp(min=chunk.prefix - 1)  # (C,): each token sees up to here
+    return positions <= last[:, None]
 
 
 def attend_chunk(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -45,6 +45,10 @@ def export(source: str | os.PathLike[str], settings: Settings) -> Report:
         raise ExportError(f"agreement is {settings.agreement}, allowed: a share, 0 to 1")
     checkpoint = read_checkpoint(source)
     try:
+        if checkpoint.config.text.attention != "causal":
+            raise ExportError(
+                f"{checkpoint.config.text.attention} attention over a picture's tokens, which Phi's is not there"
+            )
         report = WRITERS[settings.target](checkpoint, settings)
     except ExportError as error:
         if str(error).startswith(str(settings.out)):

@@ -59,9 +59,9 @@ def write_gguf(checkpoint: Checkpoint, out: Path, *, language_only: bool = False
     config = checkpoint.config
     phi = {n.removeprefix("phi."): t for n, t in checkpoint.tensors.items() if n.startswith("phi.")}
     files = {LANGUAGE: _renamed(phi, _PHI, "model.layers.", "blk.")}
-    notes = (
-        [] if language_only else ["GELU by its tanh approximation in the projector, as llama.cpp computes it"]
-    )
+    notes = []
+    if not language_only and not config.projector.tanh_gelu:
+        notes.append("GELU by its tanh approximation in the projector, as llama.cpp computes it")
     tower = None
     if not language_only:
         tower = read_tower(config.vision, checkpoint.tensors)

@@ -91,7 +91,7 @@ def _model(config: Config, tower: Tower, strategy: str) -> dict[str, Any]:
         "image_token_index": config.prompt.image_token_id,
         "image_seq_length": tower.patches - config.vision.skip_patches,
         "multimodal_projector_bias": True,
-        "projector_hidden_act": "gelu",
+        "projector_hidden_act": "gelu_pytorch_tanh" if config.projector.tanh_gelu else "gelu",
         "tie_word_embeddings": False,
         "vision_feature_layer": tower.read[0] if len(tower.read) == 1 else list(tower.read),
         "vision_feature_select_strategy": strategy,

@@ -52,6 +52,8 @@ def read_tower(config: VisionConfig, tensors: Mapping[str, Tensor]) -> Tower:
     layers = encoder.layers  # counted before the unread ones were dropped
     if config.pooled:
         raise ExportError("pooled tokens beside the patches, which no Llava has")
+    if config.crops is not None:
+        raise ExportError("parts of a picture beside the whole, which no Llava sees")
     if config.normed:
         raise ExportError("features after the tower's last LayerNorm, which a Llava reads before it")
     if list(layers) != sorted(set(layers)):

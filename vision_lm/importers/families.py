@@ -55,7 +55,13 @@ FAMILIES = (
     ),
     Family("Bunny", "bunny", ("bunny-phi",), ("BunnyPhiForCausalLM",)),
     Family("Imp", "imp", ("imp",), ("ImpForCausalLM",)),
-    Family("moondream1", "moondream", ("moondream1",), ("Moondream",), ("vision_encoder.",)),
+    Family(
+        "moondream1 and moondream2",
+        "moondream",
+        ("moondream1",),
+        ("Moondream", "HfMoondream"),
+        ("vision_encoder.", "model.vision."),
+    ),
     Family(
         "LLaVA-Phi and Mipha",
         "llava_phi",
