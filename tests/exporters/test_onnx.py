@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from tests.conftest import VIT, random_checkpoint, scripted, text_config
-from tests.exporters.tiny_siglip import SIGLIP
 from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vision_lm.cli import main
 from vision_lm.errors import ExportError, RequestError
@@ -30,6 +29,20 @@ from vision_lm.phi import build_phi
 ROOT = Path(__file__).parents[2]
 BARE = "import sys; sys.modules |= dict.fromkeys(['torch', 'transformers', 'open_clip', 'timm']); "
 QUICK = dataclasses.replace(VIT, quick_gelu=True, resize="crop", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+
+# 34 pixels are four patches and two pixels that are not seen; the first patch is left out.
+SIGLIP = dataclasses.replace(
+    VIT,
+    kind="siglip",
+    tower={**VIT.tower, "image_size": 34, "act_kwargs": {"approximate": "tanh"}},
+    image_size=34,
+    features=(-1,),
+    normed=True,
+    skip_patches=1,
+    resize="pad",
+    fill=(0.1, 0.9, 0.2),
+)
+EVA = dataclasses.replace(VIT, kind="eva", tower={**VIT.tower, "pt_hw_seq_len": 2})
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +189,8 @@ def test_settings_count_a_pictures_tokens(mini: Path, clip_folder: Path) -> None
 
 
 def test_openvino_answers_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A SigLIP with Phi, converted from the same graphs, verifies itself in openvino; a damaged one is noticed."""
-    pytest.importorskip("openvino")
-    checkpoint = random_checkpoint(SIGLIP, text_config(num_key_value_heads=4, partial_rotary_factor=1.0))
+    """An EVA-CLIP with Phi, converted from the same graphs, verifies itself in openvino; a damaged one is noticed."""
+    checkpoint = random_checkpoint(EVA, text_config(num_key_value_heads=4, partial_rotary_factor=1.0))
     write_checkpoint(tmp_path / "m", checkpoint.config, checkpoint.tensors, checkpoint.tokenizer)
     out = tmp_path / "out"
     assert main(["export", str(tmp_path / "m"), "--to", "openvino", "--out", str(out)]) == 0
@@ -203,8 +215,7 @@ def test_without_onnxruntime_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And with it back, what a Llava has no settings for is done as the checkpoint says: a first token, a text that ends."""
-    vision = dataclasses.replace(VIT, resize="pad", fill=(0.1, 0.9, 0.2))
-    plain = scripted(random_checkpoint(vision), "The cube is red.")
+    plain = scripted(random_checkpoint(SIGLIP), "The cube is red.")
     prompt = dataclasses.replace(plain.config.prompt, bos_token_id=0, stop=("red",))
     config = dataclasses.replace(plain.config, prompt=prompt)
     write_checkpoint(tmp_path / "m", config, plain.tensors, plain.tokenizer)
@@ -229,6 +240,11 @@ def test_without_onnxruntime_it_says_so(
     ours = VisionLM(read_checkpoint(tmp_path / "m"), "cpu", "float32").ask(image, "What colour is it?")
     assert (said.text, said.tokens, said.finish_reason) == (ours.text, list(ours.tokens), ours.finish_reason)
     assert said.text == "The cube is"
+    pixels = GraphModel(tmp_path / "out").pixels(image)
+    seen = GraphModel(tmp_path / "out").eyes({"pixel_values": pixels[None]})[0]  # (1, 15, Dt)
+    (wanted,) = VisionLM(read_checkpoint(tmp_path / "m"), "cpu", "float32").encode_images([image])
+    assert seen.shape == (1, 15, 64)
+    assert torch.allclose(torch.from_numpy(seen[0]), wanted, atol=1e-4)
 
 
 def test_bad_input_is_one_line(clip: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
