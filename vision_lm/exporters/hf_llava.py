@@ -62,9 +62,7 @@ def write_hf_llava(checkpoint: Checkpoint, out: Path, *, keep_head_bias: bool = 
         (folder / "tokenizer.json").write_text(
             tokenizer_with_image(checkpoint.tokenizer, config.prompt.image_token_id), encoding="utf-8"
         )
-        (folder / "chat_template.jinja").write_text(
-            chat_template(config.prompt, end), encoding="utf-8"
-        )
+        (folder / "chat_template.jinja").write_text(chat_template(config.prompt, end), encoding="utf-8")
         _save(tensors, folder / "model.safetensors")
     return _notes(tower, biased, keep_head_bias)
 
