@@ -13,7 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command line."""
     parser.add_argument("model", metavar="MODEL", help="embedded name, folder or hub id")
     parser.add_argument(
-        "--to", required=True, metavar="TARGET", help="hf-llava (transformers, vLLM) or gguf (llama.cpp)"
+        "--to",
+        required=True,
+        metavar="TARGET",
+        help="hf-llava (transformers, vLLM), gguf (llama.cpp), onnx (onnxruntime, transformers.js) or openvino",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder of the export, which must not exist")
     parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +13,8 @@ from vision_lm.checkpoint import Checkpoint, read_checkpoint
 from vision_lm.errors import ExportError
 from vision_lm.exporters.verify import Report, compare
 
-Target = Literal["hf-llava", "gguf"]
-TARGETS: tuple[Target, ...] = ("hf-llava", "gguf")
+Target = Literal["hf-llava", "gguf", "onnx", "openvino"]
+TARGETS: tuple[Target, ...] = ("hf-llava", "gguf", "onnx", "openvino")
 AGREEMENT = 0.95  # of answers; near-ties may fall either way where sums are rounded otherwise
 
 
@@ -75,4 +76,22 @@ def _gguf(checkpoint: Checkpoint, settings: Settings) -> Report:
     return write_gguf(checkpoint, settings.out, language_only=settings.language_only)
 
 
-WRITERS: dict[Target, Callable[[Checkpoint, Settings], Report]] = {"hf-llava": _hf_llava, "gguf": _gguf}
+def _graphs(checkpoint: Checkpoint, settings: Settings) -> Report:
+    from vision_lm.exporters.graph_runtime import GraphRuntime
+    from vision_lm.exporters.onnx_files import check_files, write_graphs
+    from vision_lm.model import VisionLM
+
+    target: Literal["onnx", "openvino"] = "openvino" if settings.target == "openvino" else "onnx"
+    notes = write_graphs(checkpoint, settings.out, target)
+    if target == "onnx" and find_spec("onnxruntime") is None:
+        return check_files(settings.out, notes)
+    vlm = VisionLM(checkpoint, "cpu", "float32")
+    return compare(vlm, GraphRuntime(settings.out), target, notes, settings.agreement)
+
+
+WRITERS: dict[Target, Callable[[Checkpoint, Settings], Report]] = {
+    "hf-llava": _hf_llava,
+    "gguf": _gguf,
+    "onnx": _graphs,
+    "openvino": _graphs,
+}

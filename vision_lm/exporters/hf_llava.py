@@ -13,15 +13,19 @@ from typing import Any
 from torch import Tensor
 
 from vision_lm.checkpoint import Checkpoint
-from vision_lm.config import Config, TextConfig, VisionConfig
+from vision_lm.config import Config
 from vision_lm.errors import ExportError
 from vision_lm.exporters.chat_template import chat_template, tokenizer_with_image
 from vision_lm.exporters.folder import new_folder
 from vision_lm.exporters.linears import fold_head_bias, read_mlp
+from vision_lm.exporters.llava_settings import (
+    end_settings,
+    phi_settings,
+    picture_settings,
+    tokenizer_settings,
+)
 from vision_lm.exporters.tower import Tower, read_tower
 from vision_lm.prompts import PLACEHOLDER
-
-_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
 def write_hf_llava(checkpoint: Checkpoint, out: Path, *, keep_head_bias: bool = False) -> list[str]:
@@ -47,10 +51,10 @@ def write_hf_llava(checkpoint: Checkpoint, out: Path, *, keep_head_bias: bool = 
     )  # a checkpoint's is always a token
     files = {
         "config.json": _model(config, tower, strategy),
-        "generation_config.json": _ends(config),
-        "preprocessor_config.json": _pictures(config.vision),
+        "generation_config.json": end_settings(config),
+        "preprocessor_config.json": picture_settings(config.vision),
         "processor_config.json": _processor(tower, strategy),
-        "tokenizer_config.json": _tokenizer(config, end),
+        "tokenizer_config.json": tokenizer_settings(config, end),
     }
     with new_folder(out, tensors) as folder:
         for name, content in files.items():
@@ -96,7 +100,7 @@ def _model(config: Config, tower: Tower, strategy: str) -> dict[str, Any]:
         "vision_feature_layer": tower.read[0] if len(tower.read) == 1 else list(tower.read),
         "vision_feature_select_strategy": strategy,
         "vision_config": _vision(tower),
-        "text_config": _text(config.text) | _ends(config),
+        "text_config": phi_settings(config.text) | end_settings(config),
     }
 
 
@@ -126,59 +130,6 @@ def _vision(tower: Tower) -> dict[str, Any]:
     }
 
 
-def _text(text: TextConfig) -> dict[str, Any]:
-    """A PhiConfig. transformers 5 reads `rope_parameters`; version 4 and others the two keys beside it."""
-    rotary = {"rope_theta": text.rope_theta, "partial_rotary_factor": text.partial_rotary_factor}
-    return {
-        "architectures": ["PhiForCausalLM"],
-        "model_type": "phi",
-        "vocab_size": text.vocab_size,
-        "hidden_size": text.hidden_size,
-        "intermediate_size": text.intermediate_size,
-        "num_hidden_layers": text.num_hidden_layers,
-        "num_attention_heads": text.num_attention_heads,
-        "num_key_value_heads": text.num_key_value_heads,
-        "max_position_embeddings": text.max_position_embeddings,
-        "layer_norm_eps": text.layer_norm_eps,
-        "hidden_act": "gelu_new",
-        "tie_word_embeddings": False,
-        "rope_parameters": {"rope_type": "default", **rotary},
-        **rotary,
-    }
-
-
-def _ends(config: Config) -> dict[str, Any]:
-    end = config.prompt.eos_token_id
-    return {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
-
-
-def _pictures(vision: VisionConfig) -> dict[str, Any]:
-    """An image processor that brings pictures to size as ours does: stretched, cut or padded."""
-    size = vision.image_size
-    square = {"height": size, "width": size}
-    padded, cut = vision.resize in ("pad", "pad_first"), vision.resize in ("crop", "crop_floor")
-    whole = tuple(int(255 * level) / 255 for level in vision.mean)  # what it makes of the mean
-    if padded and vision.fill not in (None, vision.mean, whole):
-        raise ExportError(
-            f"pictures padded with {list(vision.fill or ())}; Llava's processor pads with the mean"
-        )
-    return {
-        "image_processor_type": "LlavaImageProcessor" if padded else "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": size} if cut else square,
-        "resample": _RESAMPLE[vision.interpolation],
-        "do_center_crop": cut,
-        "crop_size": square,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(vision.mean),
-        "image_std": list(vision.std),
-        **({"do_pad": True} if padded else {}),
-    }
-
-
 def _processor(tower: Tower, strategy: str) -> dict[str, Any]:
     return {
         "processor_class": "LlavaProcessor",
@@ -187,16 +138,4 @@ def _processor(tower: Tower, strategy: str) -> dict[str, Any]:
         "vision_feature_select_strategy": strategy,
         # One less is counted with "default": of SigLIP's patches that is the one left out.
         "num_additional_image_tokens": 1 if tower.kind == "clip" else 0,
-    }
-
-
-def _tokenizer(config: Config, end: str) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "processor_class": "LlavaProcessor",
-        "eos_token": end,
-        "pad_token": end,
-        "padding_side": "left",
-        "model_max_length": config.text.max_position_embeddings,
-        "clean_up_tokenization_spaces": False,
     }
