@@ -17,6 +17,7 @@ from PIL import Image
 from tests.conftest import VIT, random_checkpoint, scripted, text_config
 from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vision_lm.cli import main
+from vision_lm.config import Crops
 from vision_lm.errors import ExportError, RequestError
 from vision_lm.exporters.export import Settings, export
 from vision_lm.exporters.graph_model import GraphModel
@@ -257,6 +258,10 @@ def test_bad_input_is_one_line(clip: Checkpoint, tmp_path: Path, capsys: pytest.
     vast = {**clip.tensors, "phi.model.embed_tokens.weight": torch.zeros(1).expand(1 << 50)}
     with pytest.raises(ExportError, match=r"MiB are free there, 4,294,967,\d\d\d MiB are needed; make room"):
         write_graphs(dataclasses.replace(clip, tensors=vast), out, "onnx")
+    parts = dataclasses.replace(clip.config.vision, crops=Crops("grid"))
+    seen = dataclasses.replace(clip, config=dataclasses.replace(clip.config, vision=parts))
+    with pytest.raises(ExportError, match="parts of a picture beside the whole"):
+        write_graphs(seen, out, "onnx")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ExportError, match=r"no vision_lm\.json there"):
         GraphModel(tmp_path)

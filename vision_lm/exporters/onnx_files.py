@@ -66,6 +66,8 @@ def write_graphs(
         if find_spec(library) is None:
             raise ExportError(f"{out}: not written, {library} is missing; pip install 'vision-lm[export]'")
     config = checkpoint.config
+    if config.vision.crops is not None:
+        raise ExportError("parts of a picture beside the whole, which the graphs do not see")
     copies = ("", "again.")[: 1 + (target == "openvino")]  # which is made of the other
     whole = {
         copy + name: torch.empty_like(tensor, dtype=torch.float32, device="meta")
