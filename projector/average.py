@@ -1,0 +1,45 @@
+"""The mean of two checkpoints' weights, the second one trained on from the first.
+
+    python -m projector.average build/mini-naming build/mini-unsure --out build/mini-mean
+
+Between the ends of two runs from one another lie weights that often do better than either (Wortsman et al. 2022, arXiv
+2203.05482), and cost nothing more to use. The config and the tokenizer are the second one's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from vision_lm.errors import CheckpointError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("first", help="embedded name, folder or hub id")
+    parser.add_argument("second", help="the same")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
+    parser.add_argument("--share", type=float, default=0.5, help="of the second one (0.5)")
+    arguments = parser.parse_args()
+    found = average(read_checkpoint(arguments.first), read_checkpoint(arguments.second), arguments.share)
+    write_checkpoint(arguments.out, found.config, found.tensors, found.tokenizer)
+
+
+def average(first: Checkpoint, second: Checkpoint, share: float) -> Checkpoint:
+    """(1 - share) times the first and share times the second, in the second one's dtype. Raises CheckpointError."""
+    shapes = [{name: tensor.shape for name, tensor in one.tensors.items()} for one in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise CheckpointError(
+            "the two checkpoints have other tensors or shapes; average two of one architecture"
+        )
+    tensors = {}
+    for name, tensor in second.tensors.items():
+        mean = (1 - share) * first.tensors[name].float() + share * tensor.float()
+        tensors[name] = mean.to(tensor.dtype) if tensor.is_floating_point() else tensor
+    return dataclasses.replace(second, tensors=tensors)
+
+
+if __name__ == "__main__":
+    main()
