@@ -114,10 +114,10 @@ def test_the_description_describes(server: Running) -> None:
     """/openapi.json names every way in, with examples that are answered and refusals in our shape."""
     document = server.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
-        *(CHAT, "/v1/caption", "/v1/ask", "/v1/models", "/v1/models/{name}"),
+        *(CHAT, "/v1/caption", "/v1/ask", "/v1/explain", "/v1/models", "/v1/models/{name}"),
         *("/healthz", "/readyz", "/metrics"),
     }
-    for path in (CHAT, "/v1/caption", "/v1/ask"):
+    for path in (CHAT, "/v1/caption", "/v1/ask", "/v1/explain"):
         post = document["paths"][path]["post"]
         schema = resolved(post["requestBody"]["content"]["application/json"]["schema"], document)
         for example in schema["examples"]:
