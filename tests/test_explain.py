@@ -53,7 +53,7 @@ def share(weights: np.ndarray[Any, Any], place: Place, margin: int) -> float:
     [((64, 64), (190, 190)), ((190, 64), (64, 190)), ((60, 190), (190, 190)), ((64, 60), (190, 70))],
 )
 def test_the_map_lies_on_what_is_asked_about(mini: VisionLM, circle: Place, square: Place) -> None:
-    """Two things apart, each asked about: its box, with half a window around it, holds most of the map and its peak."""
+    """Two things apart, each asked about: its box, with half a window around it, holds the map's mass and peak."""
     image = scene(circle, square)
     for shape, colour, own, other in (
         ("circle", "red", circle, square),
@@ -64,7 +64,7 @@ def test_the_map_lies_on_what_is_asked_about(mini: VisionLM, circle: Place, squa
         down, across = np.unravel_index(found.map.argmax(), found.map.shape)
         left, top, right, bottom = around(own, 10)
         assert left <= across <= right and top <= down <= bottom
-        assert share(found.map, own, 40) > 0.5
+        assert share(found.map, own, 40) > 0.6
         assert share(found.map, other, 0) < 0.15
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 GRID = 6  # cells a side, unless told otherwise: 2 (6 + 1)^2 + 2 = 100 times the model's work for one answer
 MAX_GRID = 16
-REACH = 0.9  # cells: how far from its middle a window still says much (standard deviation)
+REACH = 0.7  # cells: how far from its middle a window still says much (standard deviation)
 MAX_ANSWER_CHARACTERS = 1_000
 AT_ONCE = 16  # variants of the picture under way: others' requests get their turn between them
 FAINTEST = (

@@ -70,7 +70,7 @@ def test_two_replicas_answer_as_one_process(
             assert lines[-1] == "data: [DONE]" and len(lines) > 2
             missing = client.post("/v1/chat/completions", json=body | {"model": "other"})
             assert "there are: tiny" in refusal(missing, 404)["message"]
-        until(lambda: len(set(re.findall(r"\(ServeReplica\S* pid=([0-9]+)\)", log.read_text()))) == 2, 90)
+        until(lambda: len(set(re.findall(r"\(ServeReplica\S* pid=([0-9]+)\)", log.read_text()))) == 2, 30)
         server.send_signal(signal.SIGTERM)
         assert server.wait(90) == 0, log.read_text()[-2000:]
     finally:
