@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
 
 import vision_lm
 from projector.data.scene_grammar import plural, singular
-from vision_lm import checking
+from vision_lm import checking, pictures
 from vision_lm.cli import main
 from vision_lm.errors import ImageError, RequestError
+from vision_lm.images import open_image
 from vision_lm.model import VisionLM
 from vision_lm.noun_phrases import noun_phrases
 
@@ -83,6 +85,27 @@ def test_lists_and_the_command_line(
     assert isinstance(error, ImageError) and str(first) == str(last)
     assert main(["caption", str(path), "--length", "short", "--check", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.strip().startswith(str(first))
+
+
+@pytest.mark.parametrize("look", ["checked", "support"])
+def test_a_picture_is_read_once(
+    mini: VisionLM,
+    scene: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    look: str,
+) -> None:
+    """The second look must not fetch a URL, or open a file that may have changed, again."""
+    read: list[object] = []
+
+    def counted(source: object, **options: Any) -> Image.Image:
+        read.append(source)
+        return open_image(source, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pictures, "open_image", counted)
+    scene.save(path := tmp_path / "scene.png")
+    mini.caption(path, support=look == "support", checked=look == "checked")
+    assert read == [path]
 
 
 def test_support_and_check_are_two_things(mini: VisionLM, scene: Image.Image) -> None:

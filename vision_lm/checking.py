@@ -21,6 +21,8 @@ from projector.data.scene_grammar import NUMBERS, is_plural, plural, singular, w
 from projector.data.scene_vocabulary import MATERIALS, SIZES
 from vision_lm.answer import Answer
 from vision_lm.noun_phrases import NounPhrase, noun_phrases
+from vision_lm.pictures import Pictures
+from vision_lm.prompts import Turn
 from vision_lm.support import likelihood
 
 if TYPE_CHECKING:
@@ -94,20 +96,21 @@ class Opinions:
         return fmean((self.likely, self.there, enough / total if total else 0.0))
 
 
-def checked(vlm: VisionLM, images: Sequence[ImageSource], captions: Sequence[Answer]) -> list[Answer]:
+def checked(
+    vlm: VisionLM, images: Sequence[ImageSource], captions: Sequence[Answer], pictures: Pictures
+) -> list[Answer]:
     """Each picture's caption with what is not confirmed taken back. Raises RequestError and ImageError.
 
     Costs the first word of two answers for each thing that is named; the picture itself is computed once.
     """
     mentions = [_mentions(one.text) for one in captions]
     asked = [
-        (image, question)
+        [Turn(question, (image,))]
         for image, some in zip(images, mentions, strict=True)
         for one in some
         for question in one.questions
     ]
-    shown, questions = [image for image, _ in asked], [question for _, question in asked]
-    replies = iter(vlm.ask(shown, questions, top_logprobs=TOP, max_tokens=1) if asked else [])
+    replies = vlm.replies(asked, vlm.task(1, {"top_logprobs": TOP}), pictures)
     words = (_first_words(vlm, reply) for reply in replies)
     result = []
     for caption, some in zip(captions, mentions, strict=True):

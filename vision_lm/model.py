@@ -214,11 +214,15 @@ class VisionLM:
         question, task = self.caption_task(length, options)
         images = image if isinstance(image, list) else [image]
         turns = [[Turn(question, (one,))] for one in images]
-        replies = self._replies(turns, task) if isinstance(image, list) else [self._reply(turns[0], task)]
+        pictures = self._pictures()  # one for both looks: a file or a URL is read once
+        if isinstance(image, list):
+            replies = self.replies(turns, task, pictures)
+        else:
+            replies = [self.submit(turns[0], task, pictures).answer()]
         if support:
-            replies = self._supported(turns, replies)
+            replies = self._supported(turns, replies, pictures)
         if checked:
-            replies = self._checked(images, replies)
+            replies = self._checked(images, replies, pictures)
         return replies if isinstance(image, list) else replies[0]
 
     @overload
@@ -242,7 +246,8 @@ class VisionLM:
             raise RequestError(
                 f"{len(images)} images, {len(questions)} questions; give as many, or one for all"
             )
-        return self._replies([[_turn(*pair)] for pair in zip(images, questions, strict=True)], task)
+        conversations = [[_turn(*pair)] for pair in zip(images, questions, strict=True)]
+        return self.replies(conversations, task, self._pictures())
 
     @overload
     def chat(self, messages: Messages, **options: Unpack[Options]) -> Answer: ...
@@ -252,7 +257,8 @@ class VisionLM:
         """Answer a conversation's last message, or that of each of a list; see `turns_from_messages`."""
         task = self.task(ANSWER_TOKENS, options)
         if messages and all(isinstance(one, list) for one in messages):
-            return self._replies([_attempt(turns_from_messages, one) for one in messages], task)
+            conversations = [_attempt(turns_from_messages, one) for one in messages]
+            return self.replies(conversations, task, self._pictures())
         return self._reply(turns_from_messages(messages), task)
 
     def stream(self, image: ImageSource | None, question: str, **options: Unpack[Options]) -> AnswerStream:
@@ -323,8 +329,10 @@ class VisionLM:
     def _reply(self, turns: Sequence[Turn], task: Task) -> Answer:
         return self.submit(turns, task, self._pictures()).answer()
 
-    def _replies(self, conversations: Sequence[Sequence[Turn] | VisionLMError], task: Task) -> list[Reply]:
-        pictures = self._pictures()
+    def replies(
+        self, conversations: Sequence[Sequence[Turn] | VisionLMError], task: Task, pictures: Pictures
+    ) -> list[Reply]:
+        """Of each conversation the answer, or its error."""
         replies: list[Reply] = []
         waiting: deque[Pending | VisionLMError] = deque()
         for one in conversations:
@@ -336,15 +344,18 @@ class VisionLM:
         replies += map(_reply_of, waiting)
         return replies
 
-    def _supported(self, turns: Sequence[Sequence[Turn]], replies: Sequence[Reply]) -> list[Reply]:
+    def _supported(
+        self, turns: Sequence[Sequence[Turn]], replies: Sequence[Reply], pictures: Pictures
+    ) -> list[Reply]:
         fine = [(asked, one) for asked, one in zip(turns, replies, strict=True) if isinstance(one, Answer)]
-        pictures = self._pictures()
         found = iter(with_support(self, [pair[0] for pair in fine], [pair[1] for pair in fine], pictures))
         return [next(found) if isinstance(one, Answer) else one for one in replies]
 
-    def _checked(self, images: Sequence[ImageSource], replies: Sequence[Reply]) -> list[Reply]:
+    def _checked(
+        self, images: Sequence[ImageSource], replies: Sequence[Reply], pictures: Pictures
+    ) -> list[Reply]:
         fine = [(image, one) for image, one in zip(images, replies, strict=True) if isinstance(one, Answer)]
-        found = iter(confirmed(self, [pair[0] for pair in fine], [pair[1] for pair in fine]))
+        found = iter(confirmed(self, [pair[0] for pair in fine], [pair[1] for pair in fine], pictures))
         return [next(found) if isinstance(one, Answer) else one for one in replies]
 
     def _stream(self, turns: Sequence[Turn], task: Task) -> AnswerStream:
