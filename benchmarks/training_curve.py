@@ -19,7 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--run", type=Path, nargs="+", required=True, help="the folders that the recipes name as `out`, in order"
+        "--run",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="the folders that the recipes name as `out`, in order",
     )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

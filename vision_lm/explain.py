@@ -224,9 +224,12 @@ def _variants(picture: Picture, grid: int) -> Iterator[Picture]:
     yield picture
     yield nothing
     for rows, columns in _windows(grid):
-        seen = slice(None), *(
-            slice(edges[one.start], edges[min(one.stop, grid)])
-            for edges, one in ((down, rows), (across, columns))
+        seen = (
+            slice(None),
+            *(
+                slice(edges[one.start], edges[min(one.stop, grid)])
+                for edges, one in ((down, rows), (across, columns))
+            ),
         )
         hidden, alone = picture.pixels.clone(), nothing.pixels.clone()
         hidden[seen], alone[seen] = mean, picture.pixels[seen]

@@ -210,7 +210,9 @@ class VisionLM:
         `vision_lm.support`. Each takes about as long again.
         """
         if support and checked:
-            raise RequestError("support and checked are both asked for; give one: what is checked is taken back")
+            raise RequestError(
+                "support and checked are both asked for; give one: what is checked is taken back"
+            )
         question, task = self.caption_task(length, options)
         images = image if isinstance(image, list) else [image]
         turns = [[Turn(question, (one,))] for one in images]

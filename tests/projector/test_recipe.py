@@ -94,7 +94,11 @@ def test_a_recipe_fits_its_stage(tmp_path: Path, stage: str, keys: dict[str, str
 def test_our_own_recipes_are_good(path: Path) -> None:
     """Each fits its stage, and those of mini start from what `vision-lm data build --out data` or a run before makes."""
     name, _, stage = path.stem.partition("_")
-    before = {"reason": "build/mini", "naming": "build/mini-reason", "unsure": "build/mini-naming"}  # mini's later instruct runs
+    before = {
+        "reason": "build/mini",
+        "naming": "build/mini-reason",
+        "unsure": "build/mini-naming",
+    }  # mini's later instruct runs
     recipe = Recipe.load(path)
     check_stage(recipe, "instruct" if stage in before else stage)  # type: ignore[arg-type]
     if name == "mini":

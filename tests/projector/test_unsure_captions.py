@@ -53,7 +53,10 @@ def test_things_of_one_name_are_one_decision() -> None:
 def test_the_picture_itself_is_no_thing_in_it() -> None:
     """There is a drawing of a framed picture, and half of the captions begin with "The picture shows"."""
     names = (*NAMES, "picture")
-    assert [one.noun for one in named_things("The picture shows a picture and a cat.", names)] == ["picture", "cat"]
+    assert [one.noun for one in named_things("The picture shows a picture and a cat.", names)] == [
+        "picture",
+        "cat",
+    ]
     assert hallucinated("The picture shows a teapot.", SCENE, names) == (1, 0)
     assert hallucinated("The picture shows a picture.", SCENE, names) == (1, 1)
 

@@ -332,7 +332,10 @@ def _planned(row: Sequence[Any]) -> Planned:
 
 
 def _result_row(result: Result) -> tuple[Any, ...]:
-    answers = [[one.question, one.text, one.confidence, one.finish_reason, one.unanswerable] for one in result.answers]
+    answers = [
+        [one.question, one.text, one.confidence, one.finish_reason, one.unanswerable]
+        for one in result.answers
+    ]
     return (
         result.content,
         result.pixels,

@@ -5,6 +5,7 @@ Greedy and in batches; short rows are padded on the left. docs/checkpoints.md ha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -115,11 +116,20 @@ class GraphModel:
         said.text = text.rstrip("\ufffd").strip()
 
 
+def openvino() -> Any:
+    """The library, without the package by which it tells its maker of every import and conversion.
+
+    Raises ModuleNotFoundError.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
+    return import_module("openvino")
+
+
 def _runtime(folder: Path) -> tuple[str, str, Callable[[Path], Run]]:
     """The subfolder of the graphs, their runtime's name and version, and what loads one of them by its stem."""
     name = "openvino" if (folder / "openvino").is_dir() else "onnxruntime"
     try:
-        library: Any = import_module(name)
+        library: Any = openvino() if name == "openvino" else import_module(name)
     except ModuleNotFoundError:
         raise ExportError(f"{folder}: {name} is not installed; pip install 'vision-lm[export]'") from None
 

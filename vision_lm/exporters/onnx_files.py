@@ -24,7 +24,7 @@ from vision_lm.config import Config
 from vision_lm.errors import ExportError
 from vision_lm.exporters.chat_template import chat_template, tokenizer_with_image
 from vision_lm.exporters.folder import new_folder
-from vision_lm.exporters.graph_model import EMBEDDING, EYES, LANGUAGE, SETTINGS
+from vision_lm.exporters.graph_model import EMBEDDING, EYES, LANGUAGE, SETTINGS, openvino
 from vision_lm.exporters.graphs import Embedding, Eyes, Language
 from vision_lm.exporters.llava_settings import (
     end_settings,
@@ -260,12 +260,11 @@ def _processor(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _convert(folder: Path) -> None:
     """OpenVINO's graphs in place of the ONNX files that they are made of."""
-    import openvino
-
+    library = openvino()
     (folder / "openvino").mkdir()
     for path in sorted((folder / "onnx").glob("*.onnx")):
-        model = openvino.convert_model(path)
-        openvino.save_model(model, folder / "openvino" / f"{path.stem}.xml", compress_to_fp16=False)
+        model = library.convert_model(path)
+        library.save_model(model, folder / "openvino" / f"{path.stem}.xml", compress_to_fp16=False)
         del model  # it maps the file
     for path in (folder / "onnx").iterdir():
         path.unlink()

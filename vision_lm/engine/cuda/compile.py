@@ -26,7 +26,9 @@ def build(shape: Shape, arch: str, folder: Path | None = None) -> bytes:
 
         source, defines = device_source(), shape.defines()
         status, *version = nvrtc.nvrtcVersion()
-        kept = (folder or cache_folder()) / f"{build_key(source, sorted(defines.items()), arch, version)}.cubin"
+        kept = (
+            folder or cache_folder()
+        ) / f"{build_key(source, sorted(defines.items()), arch, version)}.cubin"
         if (code := read_build(kept)) is not None:
             return code
         options = ProgramOptions(arch=arch, std="c++17", define_macro=list(defines.items()))
