@@ -169,6 +169,48 @@ def test_steps_against_the_torch_decoder(
     assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
+@pytest.mark.parametrize("prefix", [0, 20])
+@pytest.mark.parametrize("mode", [None, "int8", "int4"])
+def test_a_prompt_is_the_same_whole_in_pieces_and_with_others(team: Team, mode: Any, prefix: int) -> None:
+    """To the last bit, its logits and what decoding goes on with; and as the torch decoder has it, also where the first
+    tokens see each other in both directions.
+    """
+    torch.manual_seed(5)
+    config = text_config(**LAYOUTS["shared keys"], intermediate_size=384)
+    weights = random_phi(config).state_dict()
+    prompts = [torch.randn(length, config.hidden_size) for length in (150, 33, 21, 64)]
+    pages = [list(range(11 * number, 11 * number + pages_for(170)))[::-1] for number in range(len(prompts))]
+
+    def read(decoder: TorchDecoder, pieces: list[list[tuple[int, int, int]]]) -> tuple[Tensor, Tensor]:
+        """Steps of pieces (prompt, start, stop) -> logits (B, V) after the prompts and (B, V) after one token more."""
+        cache = KVCache(config, 44, CPU, torch.float32)
+        cache.memory.fill_(float("nan"))
+        found: dict[int, Tensor] = {}
+        for step in pieces:
+            chunks = [
+                Chunk(start, stop - start, cache.slots(pages[one], stop), stop == len(prompts[one]), prefix)
+                for one, start, stop in step
+            ]
+            rows = torch.cat([prompts[one][start:stop] for one, start, stop in step])
+            done = [one for one, _, stop in step if stop == len(prompts[one])]
+            found |= dict(zip(done, decoder.prefill(rows, chunks, cache), strict=True))
+        after = decoder.decode([7, 8, 9, 10], [len(prompt) for prompt in prompts], pages, cache)
+        return torch.stack([found[one] for one in range(len(prompts))]), after
+
+    whole = [[(one, 0, len(prompt))] for one, prompt in enumerate(prompts)]
+    mixed = [[(0, 0, 40), (3, 0, 64), (2, 0, 20)], [(2, 20, 21), (0, 40, 41)], [(1, 0, 33), (0, 41, 150)]]
+    decoder = CpuDecoder(config, weights, torch.float32, mode, team)
+    alone = read(decoder, whole)
+    assert torch.isfinite(torch.stack(alone)).all()
+    for ours, same in zip(read(decoder, mixed), alone, strict=True):
+        assert torch.equal(ours, same)
+    tolerance = {None: 1e-5, "int8": 1e-3, "int4": 0.05}[mode]
+    for ours, theirs in zip(
+        alone, read(TorchDecoder(config, weights, CPU, torch.float32, mode), whole), strict=True
+    ):
+        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
 def test_a_step_is_the_same_in_any_batch_and_with_any_number_of_threads() -> None:
     """To the last bit: sequences alone, with others, in another order, computed by 1, 2, 3 or 5 threads."""
     torch.manual_seed(4)

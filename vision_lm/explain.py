@@ -31,7 +31,7 @@ from vision_lm.answer import Answer
 from vision_lm.config import VisionConfig
 from vision_lm.engine import Prompt
 from vision_lm.errors import RequestError
-from vision_lm.pictures import Picture, Pictures
+from vision_lm.pictures import FittedPicture, Picture, Pictures
 from vision_lm.prompts import Turn
 
 if TYPE_CHECKING:
@@ -164,9 +164,9 @@ def explain(
         forced = vlm.given_task(vlm.prompts.answer_ids(answer)[:-1])  # all but the token that ends it
         said = vlm.submit(turns, forced, pictures).answer()
     explained = opened[picture]
-    assert isinstance(explained, Picture)  # not one that is encoded already: it was opened here
+    assert isinstance(explained, FittedPicture)  # not one that is encoded already: it was opened here
     likely: list[float] = []  # the probability of each variant
-    variants = _variants(explained, grid)
+    variants = _variants(explained.ready(vlm.config.vision), grid)
     while some := list(islice(variants, AT_ONCE)):
         go_on()
         prompts = [Prompt(prompt.ids, [*opened[:picture], one, *opened[picture + 1 :]]) for one in some]

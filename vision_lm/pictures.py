@@ -7,23 +7,37 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from projector.module import Projector
+from vision_lm.config import VisionConfig
 from vision_lm.encoder import ImageEncoder
 from vision_lm.images import ImageLimits, ImageSource, open_image
-from vision_lm.preprocess import pixel_digest
+from vision_lm.preprocess import fit, normalise, pixel_digest
 
 KEPT = 64  # pictures remembered from one part of a long list to the next
+
+
+@dataclass(frozen=True)
+class FittedPicture:
+    """One picture at the encoder's size. It may never be encoded: its tokens may be known."""
+
+    pixels: np.ndarray  # (S, S, 3), or of a sheet with its parts (H, W, 3), uint8
+    digest: bytes  # of the pixels: the same picture from two sources is one picture
+
+    def ready(self, config: VisionConfig) -> Picture:
+        """For the encoder of this config."""
+        return Picture(torch.from_numpy(normalise(self.pixels, config)), self.digest)
 
 
 @dataclass(frozen=True)
 class Picture:
     """One picture, ready for the encoder."""
 
-    pixels: Tensor  # (3, S, S), or of a sheet with its parts (3, H, W)
-    digest: bytes  # of the pixels: the same picture from two sources is one picture
+    pixels: Tensor  # (3, S, S), or of a sheet with its parts (3, H, W), float32
+    digest: bytes
 
 
 @dataclass(frozen=True)
@@ -46,18 +60,18 @@ class Pictures:
         self.encoder = encoder
         self.allow_url_hosts = allow_url_hosts
         self.limits = limits or ImageLimits()
-        self._opened: dict[Any, tuple[ImageSource, Picture]] = {}
+        self._opened: dict[Any, tuple[ImageSource, FittedPicture]] = {}
 
-    def open(self, source: ImageSource | EncodedPicture) -> Picture | EncodedPicture:
+    def open(self, source: ImageSource | EncodedPicture) -> FittedPicture | EncodedPicture:
         """Read a picture and bring it to the encoder's size. Raises ImageError."""
         if isinstance(source, EncodedPicture):
             return source
         key = source if isinstance(source, (str, bytes, os.PathLike)) else id(source)
         if key not in self._opened:
             image = open_image(source, limits=self.limits, allow_url_hosts=self.allow_url_hosts)
-            pixels = self.encoder.preprocess(image)
+            pixels = fit(image, self.encoder.config)
             # With the source, so that its id stays its own.
-            self._opened[key] = source, Picture(pixels, pixel_digest(pixels.numpy()))
+            self._opened[key] = source, FittedPicture(pixels, pixel_digest(pixels))
             if len(self._opened) > KEPT:  # a list of any length needs the same memory
                 del self._opened[next(iter(self._opened))]
         return self._opened[key][1]
@@ -70,10 +84,12 @@ class PictureEncoder:
         self.encoder, self.projector = encoder, projector
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Picture | EncodedPicture]) -> list[Tensor]:
+    def __call__(self, pictures: Sequence[FittedPicture | Picture | EncodedPicture]) -> list[Tensor]:
         """The image tokens (M, Dt) of each picture; those that are not encoded yet are computed in one batch."""
-        new = [one.pixels for one in pictures if isinstance(one, Picture)]
-        encoded = iter(self._encoded(new))
+        ready = [
+            one.ready(self.encoder.config) if isinstance(one, FittedPicture) else one for one in pictures
+        ]
+        encoded = iter(self._encoded([one.pixels for one in ready if isinstance(one, Picture)]))
         return [one.tokens if isinstance(one, EncodedPicture) else next(encoded) for one in pictures]
 
     def _encoded(self, pictures: Sequence[Tensor]) -> list[Tensor]:

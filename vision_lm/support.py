@@ -17,7 +17,7 @@ from vision_lm.answer import Answer, Support
 from vision_lm.engine import Prompt, Ticket
 from vision_lm.explain import blank
 from vision_lm.noun_phrases import NounPhrase, noun_phrases
-from vision_lm.pictures import Picture, Pictures
+from vision_lm.pictures import FittedPicture, Pictures
 from vision_lm.prompts import Turn
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def _said_unseen(vlm: VisionLM, turns: Sequence[Turn], answer: Answer, pictures:
         return None
     opened = [pictures.open(image) for image in prompt.images]
     shown = opened[-1]
-    assert isinstance(shown, Picture)  # one that is encoded already has no pixels to take away
-    images = [*opened[:-1], blank(shown)]
+    assert isinstance(shown, FittedPicture)  # one that is encoded already has no pixels to take away
+    images = [*opened[:-1], blank(shown.ready(vlm.config.vision))]
     return vlm.engine.submit(Prompt(prompt.ids, images), vlm.given_task(answer.tokens).sampling)
 
 

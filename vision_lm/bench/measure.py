@@ -14,7 +14,7 @@ from PIL import Image
 from vision_lm.engine import Prompt, Sampling
 from vision_lm.errors import VisionLMError
 from vision_lm.model import VisionLM
-from vision_lm.pictures import EncodedPicture, Picture, Pictures
+from vision_lm.pictures import EncodedPicture, FittedPicture, Pictures
 
 WIDTH, HEIGHT = 640, 480  # of a picture
 
@@ -105,7 +105,7 @@ class Meter:
         stats = self.vlm.engine.stats
         return EngineTime(stats.busy_seconds, stats.forward_seconds)
 
-    def _question(self, picture: Picture | EncodedPicture) -> Prompt:
+    def _question(self, picture: FittedPicture | EncodedPicture) -> Prompt:
         """A picture, and text that was never asked about it."""
         ids = [self.vlm.config.prompt.image_token_id] * self.vlm.prompts.tokens_per_image
         return Prompt([*ids, *self._chance.choices(self._texts, k=self.prompt - len(ids))], [picture])

@@ -1,4 +1,4 @@
-// One new token's attention over the paged cache, for one sequence and one key-value head.
+// One token's attention over the paged cache, for one head.
 #pragma once
 
 #include "vectors.h"
@@ -6,6 +6,11 @@
 namespace vlm {
 
 constexpr int PAGE = 16;  // tokens to a page: the four keys of a product never straddle two
+
+// Where a token of a sequence with these pages is.
+inline int64_t slot_of(const int32_t* pages, int64_t position) {
+    return (int64_t)pages[position / PAGE] * PAGE + position % PAGE;
+}
 
 // Keys, then values, of one layer: (2 Hkv, slots, hd).
 template <class Element>

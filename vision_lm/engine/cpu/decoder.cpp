@@ -1,11 +1,12 @@
-// One decoding step of Phi (arXiv 2309.05463) on a CPU: a token more for each of B sequences.
+// One step of Phi (arXiv 2309.05463) on a CPU: some tokens of some sequences, be it one each or whole prompts.
 //
 // In a block one LayerNorm feeds attention and MLP and both add to the residual, so there are three phases a layer,
-// between which the threads meet: project, attend, add. Activations are float32 throughout.
+// each shared out to the threads: project, attend, add. Activations are float32 throughout.
 
 #include <algorithm>
 
 #include "attention.h"
+#include "model.h"
 #include "product.h"
 #include "team.h"
 
@@ -13,186 +14,281 @@ using namespace vlm;
 
 namespace {
 
-constexpr int64_t KEPT = 64;  // rows of activations at a time, so that they stay in a core's cache
+// Pieces of a product that threads take: enough that one which comes late or is held up leaves the rest to the others.
+constexpr int64_t PIECES = 4;     // for each thread
+constexpr int64_t BLOCK = 48;     // rows of activations at a time, so that they stay in a core's cache
+constexpr int64_t ROWS_EACH = 8;  // for a thread, from which on rows are shared out rather than outputs
 
-struct Norm {
-    const float *weight, *bias;  // (Dt,)
-};
-
-struct Layer {
-    Norm norm;
-    Matrix into;  // rows q, k, v, fc1
-    Matrix out;   // columns dense, fc2
-};
-
-struct Model {
-    const Layer* layers;
-    int32_t count, width, heads, key_heads, head_width, turned;
-    Norm norm;
-    Matrix head;
-    const void* embedding;  // (V, Dt)
-    int32_t embedding_kind;
-    float epsilon;
-    const float* rotary;  // cos and sin, (2, T, hd)
-    int64_t positions;
-};
-
-struct Batch {
-    int32_t rows;
-    int32_t table_width;
-    const int64_t* ids;      // (B,)
-    const int32_t* lengths;  // (B,): tokens in the cache
-    const int32_t* table;    // (B, table_width): pages
-    void* cache;             // (L, 2 Hkv, slots, hd)
-    int64_t slots;
-    int32_t cache_kind;
-    float* logits;  // (B, V)
-};
-
-template <class Element>
-void copy_row(const void* table, int64_t row, int width, float* to) {
-    for (int i = 0; i < width; i += LANES) write(to + i, load((const Element*)table + row * width + i));
-}
-
-void normalise(const float* x, const Norm& norm, int width, float epsilon, float* y) {
-    Floats total = {};
-    for (int i = 0; i < width; i += LANES) total += load(x + i);
-    const float mean = sum(total) / width;
-    Floats squares = {};
-    for (int i = 0; i < width; i += LANES) {
-        const Floats off = load(x + i) - mean;
-        squares += off * off;
+// A product's work by pieces: some outputs of every row, or every output of some rows.
+class Pieces {
+  public:
+    Pieces(int threads, int64_t rows, int64_t outputs) : rows_(rows), outputs_(outputs), by_rows_(rows >= ROWS_EACH * threads) {
+        const int64_t whole = by_rows_ ? rows : outputs, grain = by_rows_ ? BATCH : PANELS * LANES;
+        const int64_t even = (whole + threads * PIECES - 1) / (threads * PIECES);
+        const int64_t least = std::max((even + grain - 1) / grain * grain, (whole + MOST - 1) / MOST);
+        size_ = by_rows_ ? std::min(least, BLOCK) : least;
     }
-    const float scale = 1.f / std::sqrt(sum(squares) / width + epsilon);
-    for (int i = 0; i < width; i += LANES)
-        write(y + i, (load(x + i) - mean) * scale * load(norm.weight + i) + load(norm.bias + i));
-}
+
+    // In which case every piece needs all rows' inputs: better made once, before.
+    bool by_outputs() const { return !by_rows_; }
+
+    // `piece(m, rows, begin, end, rank)`: rows from m on, outputs begin to end.
+    template <class Piece>
+    void run(Team& team, const Piece& piece) const {
+        const int64_t whole = by_rows_ ? rows_ : outputs_;
+        team.each((whole + size_ - 1) / size_, [&](int64_t number, int rank) {
+            const int64_t first = number * size_, last = std::min(first + size_, whole);
+            if (by_rows_)
+                piece(first, last - first, 0, outputs_, rank);
+            else
+                piece(0, rows_, first, last, rank);
+        });
+    }
+
+  private:
+    int64_t rows_, outputs_, size_;
+    bool by_rows_;
+};
+
+// What a product reads: rows of activations, normalised first if there is a norm, and their codes if a matrix wants them.
+struct Inputs {
+    std::vector<float> normed;
+    Rounded rounded;
+
+    void reserve(int64_t rows, const Matrix& matrix) {
+        normed.resize(std::max<size_t>(normed.size(), rows * matrix.inputs));
+        if (matrix.kind >= INT8) rounded.reserve(rows, matrix.inputs);
+    }
+
+    Activations take(const Norm* norm, const float* x, int64_t rows, const Matrix& matrix, float epsilon) {
+        if (norm) {
+            for (int64_t m = 0; m < rows; ++m)
+                normalise(x + m * matrix.inputs, *norm, matrix.inputs, epsilon, normed.data() + m * matrix.inputs);
+            x = normed.data();
+        }
+        return Activations{x, rows, &rounded}.for_matrix(matrix);
+    }
+};
+
+// norm(x) (M, K) by outputs begin to end of a matrix: `results(activations, m, begin, end)` for each piece.
+class Products {
+  public:
+    explicit Products(Team& team) : team_(team), own_(team.size()) {}
+
+    template <class Results>
+    void run(const Matrix& matrix, int64_t first, int64_t last, const Norm* norm, float epsilon, const float* x, int64_t rows,
+             const Results& results) {
+        const Pieces pieces(team_.size(), rows, last - first);
+        Activations all{};
+        if (pieces.by_outputs()) {
+            own_[0].reserve(rows, matrix);
+            all = own_[0].take(norm, x, rows, matrix, epsilon);
+        } else {
+            for (Inputs& own : own_) own.reserve(std::min(rows, BLOCK), matrix);  // here: threads cannot say that memory ran out
+        }
+        pieces.run(team_, [&](int64_t m, int64_t count, int64_t begin, int64_t end, int rank) {
+            const Activations some =
+                pieces.by_outputs() ? all : own_[rank].take(norm, x + m * matrix.inputs, count, matrix, epsilon);
+            results(some, m, first + begin, first + end);
+        });
+    }
+
+  private:
+    Team& team_;
+    std::vector<Inputs> own_;  // of each thread
+};
 
 class Decoder {
   public:
     Decoder(const Model& model, Team& team)
-        : model_(model), team_(team), layers_(model.layers, model.layers + model.count), own_(team.size()) {}
+        : model_(model), team_(team), layers_(model.layers, model.layers + model.count), products_(team), own_(team.size()) {}
 
     void step(const Batch& batch) {
-        const int64_t rows = batch.rows, width = model_.width;
-        longest_ = 0;
-        for (int64_t b = 0; b < rows; ++b) longest_ = std::max<int64_t>(longest_, batch.lengths[b] + 1);
-        const int64_t mixed = layers_[0].out.inputs;
-        hidden_.resize(rows * width);
-        project_.resize(rows * projected());
-        mixed_.resize(rows * mixed);
-        for (Own& own : own_) {  // here, not in the threads, which could not say that memory ran out
-            own.normed.resize(rows * width);
-            own.scores.resize(longest_ + 2 * LANES);
-            own.heads.resize((model_.heads / model_.key_heads + 1) * model_.head_width);
-            if (layers_[0].into.kind >= INT8) own.rounded.reserve(rows, std::max(width, mixed));
+        switch (batch.cache_kind) {
+            case FLOAT32: return run<float>(batch);
+            case BFLOAT16: return run<Bfloat16>(batch);
+            case FLOAT16: return run<Float16>(batch);
         }
-        auto job = [&](int rank) {
-            switch (batch.cache_kind) {
-                case FLOAT32: return run<float>(batch, rank);
-                case BFLOAT16: return run<Bfloat16>(batch, rank);
-                case FLOAT16: return run<Float16>(batch, rank);
-            }
-        };
-        team_.run(job);
     }
 
   private:
     struct Own {  // of one thread
-        std::vector<float> normed, scores, heads;
-        Rounded rounded;
-
-        Activations activations(const std::vector<float>& x, int64_t rows, const Matrix& matrix) {
-            return Activations{x.data(), rows, &rounded}.for_matrix(matrix);
-        }
+        std::vector<float> scores, query;
     };
 
     int64_t projected() const { return (int64_t)(model_.heads + 2 * model_.key_heads) * model_.head_width; }
 
     template <class Element>
-    void run(const Batch& batch, int rank) {
-        Own& own = own_[rank];
+    void run(const Batch& batch) {
         const int64_t rows = batch.rows, width = model_.width;
-        for (int64_t b = rank; b < rows; b += team_.size()) embed(batch.ids[b], hidden_.data() + b * width);
-        team_.meet();
-        for (int number = 0; number < model_.count; ++number) {
-            const Layer& layer = layers_[number];
-            project(layer, rows, own, rank);
-            team_.meet();
-            attention<Element>(batch, number, own, rank);
-            team_.meet();
-            add(layer.out, rows, own, rank);
-            team_.meet();
+        hidden_.resize(rows * width);
+        project_.resize(rows * projected());
+        mixed_.resize(rows * layers_[0].out.inputs);
+        const int64_t longest = rows ? *std::max_element(batch.seen, batch.seen + rows) : 0;
+        for (Own& own : own_) {
+            own.scores.resize(longest + 2 * LANES);
+            own.query.resize(width);
         }
-        norm_all(model_.norm, rows, own);
-        int64_t begin, end;
-        const Matrix& head = model_.head;
-        team_.part(rank, head.outputs, ROWS, begin, end);
-        multiply(head, own.activations(own.normed, rows, head), begin, end, Target{batch.logits, head.outputs});
-    }
-
-    void embed(int64_t id, float* to) const {
-        switch (model_.embedding_kind) {
-            case FLOAT32: return copy_row<float>(model_.embedding, id, model_.width, to);
-            case BFLOAT16: return copy_row<Bfloat16>(model_.embedding, id, model_.width, to);
-            case FLOAT16: return copy_row<Float16>(model_.embedding, id, model_.width, to);
+        for (int64_t b = 0; b < rows; ++b) {
+            float* to = hidden_.data() + b * width;
+            if (batch.ids)
+                embed(model_, batch.ids[b], to);
+            else
+                std::memcpy(to, batch.embeddings + b * width, width * sizeof(float));
         }
+        const bool some = batch.logit_rows < rows;
+        for (int number = 0; number < model_.count - some; ++number) block<Element>(batch, number, hidden_.data());
+        if (!some) return logits(rows, hidden_.data(), batch.logits);
+
+        // Of the other tokens the last layer's keys and values are wanted, and no more.
+        const int number = model_.count - 1;
+        project_keys(layers_[number], rows);
+        keep_all(batch, cache_of<Element>(batch, number));
+        gather_last(batch);
+        block<Element>(last_.batch(batch), number, last_.hidden.data());
+        logits(batch.logit_rows, last_.hidden.data(), batch.logits);
     }
 
-    // Every thread for itself: cheaper than to meet once more.
-    void norm_all(const Norm& norm, int64_t rows, Own& own) const {
-        for (int64_t b = 0; b < rows; ++b)
-            normalise(hidden_.data() + b * model_.width, norm, model_.width, model_.epsilon, own.normed.data() + b * model_.width);
+    // The tokens whose logits are wanted, by themselves.
+    struct Last {
+        std::vector<float> hidden;                        // (R, Dt)
+        std::vector<int32_t> sequences, positions, seen;  // (R,)
+
+        Batch batch(Batch all) const {
+            all.rows = all.logit_rows;
+            all.sequences = sequences.data();
+            all.positions = positions.data();
+            all.seen = seen.data();
+            return all;
+        }
+    };
+
+    void gather_last(const Batch& batch) {
+        const auto gather = [&](std::vector<int32_t>& to, const int32_t* from) {
+            to.resize(batch.logit_rows);
+            for (int i = 0; i < batch.logit_rows; ++i) to[i] = from[batch.last[i]];
+        };
+        gather(last_.sequences, batch.sequences);
+        gather(last_.positions, batch.positions);
+        gather(last_.seen, batch.seen);
+        const int64_t width = model_.width;
+        last_.hidden.resize(batch.logit_rows * width);
+        for (int64_t i = 0; i < batch.logit_rows; ++i)
+            std::memcpy(last_.hidden.data() + i * width, hidden_.data() + batch.last[i] * width, width * sizeof(float));
     }
 
-    // Queries, keys and values to `project_` (B, .), gelu(fc1) to the right part of `mixed_` (B, Hq hd + F).
-    void project(const Layer& layer, int64_t rows, Own& own, int rank) {
-        norm_all(layer.norm, rows, own);
+    // One layer, of the tokens whose hidden states (N, Dt) these are.
+    template <class Element>
+    void block(const Batch& batch, int number, float* hidden) {
+        const Layer& layer = layers_[number];
+        const Cache<Element> cache = cache_of<Element>(batch, number);
+        project(layer, batch.rows, hidden);
+        if (batch.together) keep_all(batch, cache);
+        attend_all(batch, cache);
+        add(layer.out, batch.rows, hidden);
+    }
+
+    // Queries, keys and values to `project_` (N, .), gelu(fc1) to the right part of `mixed_` (N, Hq hd + F).
+    void project(const Layer& layer, int64_t rows, const float* hidden) {
+        const Matrix& into = layer.into;
         const int64_t first = projected(), mixed = layer.out.inputs;
         const int64_t shift = (int64_t)model_.heads * model_.head_width - first;
-        int64_t begin, end;
-        team_.part(rank, layer.into.outputs, LANES, begin, end);
-        const Activations normed = own.activations(own.normed, rows, layer.into);
-        multiply(layer.into, normed, begin, std::min(end, first), Target{project_.data(), first});
-        multiply(layer.into, normed, std::max(begin, first), end, Target{mixed_.data() + shift, mixed});
-        for (int64_t b = 0; b < rows; ++b)
-            for (int64_t n = std::max(begin, first); n < end; n += LANES) {
-                float* at = mixed_.data() + b * mixed + n + shift;
-                write(at, gelu(load(at)));
-            }
+        products_.run(into, 0, into.outputs, &layer.norm, model_.epsilon, hidden, rows,
+                      [&](const Activations& x, int64_t m, int64_t begin, int64_t end) {
+                          multiply(into, x, begin, std::min(end, first), Target{project_.data() + m * first, first});
+                          const int64_t fc1 = std::max(begin, first);
+                          multiply(into, x, fc1, end, Target{mixed_.data() + m * mixed + shift, mixed});
+                          for (int64_t b = m; b < m + x.rows; ++b)
+                              for (int64_t n = fc1; n < end; n += LANES) {
+                                  float* at = mixed_.data() + b * mixed + n + shift;
+                                  write(at, gelu(load(at)));
+                              }
+                      });
     }
 
-    // Each thread has some (sequence, key-value head) pairs: the key is turned and kept, then the queries look.
+    void project_keys(const Layer& layer, int64_t rows) {
+        const int64_t all = projected(), first = (int64_t)model_.heads * model_.head_width;
+        products_.run(layer.into, first, all, &layer.norm, model_.epsilon, hidden_.data(), rows,
+                      [&](const Activations& x, int64_t m, int64_t begin, int64_t end) {
+                          multiply(layer.into, x, begin, end, Target{project_.data() + m * all, all});
+                      });
+    }
+
+    void add(const Matrix& out, int64_t rows, float* hidden) {
+        products_.run(out, 0, out.outputs, nullptr, 0, mixed_.data(), rows,
+                      [&](const Activations& x, int64_t m, int64_t begin, int64_t end) {
+                          multiply(out, x, begin, end, Target{hidden + m * out.outputs, out.outputs, true});
+                      });
+    }
+
+    void logits(int64_t rows, const float* hidden, float* to) {
+        const Matrix& head = model_.head;
+        products_.run(head, 0, head.outputs, &model_.norm, model_.epsilon, hidden, rows,
+                      [&](const Activations& x, int64_t m, int64_t begin, int64_t end) {
+                          multiply(head, x, begin, end, Target{to + m * head.outputs, head.outputs});
+                      });
+    }
+
     template <class Element>
-    void attention(const Batch& batch, int number, Own& own, int rank) {
+    Cache<Element> cache_of(const Batch& batch, int number) const {
+        const int64_t layer_size = (int64_t)2 * model_.key_heads * batch.slots * model_.head_width;
+        return {(Element*)batch.cache + number * layer_size, batch.slots, model_.key_heads, model_.head_width};
+    }
+
+    // Every (key-value head, token): `work(head, token, rank)`. Pieces are of one head, whose keys then stay near.
+    template <class Work>
+    void every_head(const Batch& batch, const Work& work) {
+        const int64_t parts = std::max<int64_t>(batch.rows / BLOCK, 1), heads = model_.key_heads;
+        team_.each(heads * parts, [&](int64_t number, int rank) {
+            const int64_t part = number % parts;
+            for (int64_t b = batch.rows * part / parts; b < batch.rows * (part + 1) / parts; ++b) work(number / parts, b, rank);
+        });
+    }
+
+    template <class Element>
+    void keep_all(const Batch& batch, const Cache<Element>& cache) {
+        every_head(batch, [&](int head, int64_t b, int) { keep(batch, cache, head, b); });
+    }
+
+    template <class Element>
+    void attend_all(const Batch& batch, const Cache<Element>& cache) {
+        every_head(batch, [&](int head, int64_t b, int rank) {
+            if (!batch.together) keep(batch, cache, head, b);
+            queries(batch, cache, head, b, own_[rank]);
+        });
+    }
+
+    void turned(float* head, int64_t position) const {
+        const float* cos = model_.rotary + position * model_.head_width;
+        turn(head, cos, cos + model_.positions * model_.head_width, model_.turned);
+    }
+
+    template <class Element>
+    void keep(const Batch& batch, const Cache<Element>& cache, int head, int64_t b) {
+        const int width = model_.head_width;
+        float* key = project_.data() + b * projected() + (int64_t)(model_.heads + head) * width;
+        const float* value = key + (int64_t)model_.key_heads * width;
+        const int64_t position = batch.positions[b];
+        turned(key, position);
+        const int64_t slot = slot_of(batch.table + (int64_t)batch.sequences[b] * batch.table_width, position);
+        for (int i = 0; i < width; ++i) {
+            store(cache.key(head, slot) + i, key[i]);
+            store(cache.value(head, slot) + i, value[i]);
+        }
+    }
+
+    template <class Element>
+    void queries(const Batch& batch, const Cache<Element>& cache, int head, int64_t b, Own& own) {
         const int width = model_.head_width, groups = model_.heads / model_.key_heads;
-        const int64_t layer_size = (int64_t)2 * model_.key_heads * batch.slots * width;
-        const Cache<Element> cache{(Element*)batch.cache + number * layer_size, batch.slots, model_.key_heads, width};
         const float scale = 1.f / std::sqrt((float)width);
-        for (int64_t item = rank; item < (int64_t)batch.rows * model_.key_heads; item += team_.size()) {
-            const int64_t b = item / model_.key_heads;
-            const int head = item % model_.key_heads;
-            const int64_t position = batch.lengths[b];
-            const int32_t* pages = batch.table + b * batch.table_width;
-            const float *cos = model_.rotary + position * width, *sin = cos + model_.positions * width;
-            const float* from = project_.data() + b * projected();
-            float* key = own.heads.data();
-            std::memcpy(key, from + (int64_t)(model_.heads + head) * width, width * sizeof(float));
-            turn(key, cos, sin, model_.turned);
-            const float* value = from + (int64_t)(model_.heads + model_.key_heads + head) * width;
-            const int64_t slot = (int64_t)pages[position / PAGE] * PAGE + position % PAGE;
-            for (int i = 0; i < width; ++i) {
-                store(cache.key(head, slot) + i, key[i]);
-                store(cache.value(head, slot) + i, value[i]);
-            }
-            for (int g = 0; g < groups; ++g) {
-                float* query = own.heads.data() + (g + 1) * width;
-                std::memcpy(query, from + (int64_t)(head * groups + g) * width, width * sizeof(float));
-                turn(query, cos, sin, model_.turned);
-                for (int i = 0; i < width; ++i) query[i] *= scale;
-                float* result = mixed_.data() + b * layers_[number].out.inputs + (int64_t)(head * groups + g) * width;
-                look(query, cache, head, pages, position + 1, own.scores.data(), result);
-            }
+        const int32_t* pages = batch.table + (int64_t)batch.sequences[b] * batch.table_width;
+        for (int g = 0; g < groups; ++g) {
+            const int64_t at = (int64_t)(head * groups + g) * width;
+            float* query = own.query.data();
+            std::memcpy(query, project_.data() + b * projected() + at, width * sizeof(float));
+            turned(query, batch.positions[b]);
+            for (int i = 0; i < width; ++i) query[i] *= scale;
+            look(query, cache, head, pages, batch.seen[b], own.scores.data(), mixed_.data() + b * layers_[0].out.inputs + at);
         }
     }
 
@@ -210,37 +306,22 @@ class Decoder {
         }
     }
 
-    void add(const Matrix& out, int64_t rows, Own& own, int rank) {
-        int64_t begin, end;
-        team_.part(rank, out.outputs, ROWS, begin, end);
-        multiply(out, own.activations(mixed_, rows, out), begin, end, Target{hidden_.data(), out.outputs, true});
-    }
-
     const Model model_;
     Team& team_;
     const std::vector<Layer> layers_;
+    Products products_;
     std::vector<Own> own_;
-    std::vector<float> hidden_;   // (B, Dt)
-    std::vector<float> project_;  // (B, (Hq + 2 Hkv) hd)
-    std::vector<float> mixed_;    // (B, Hq hd + F)
-    int64_t longest_ = 0;         // tokens of the longest sequence, the new one included
+    std::vector<float> hidden_;   // (N, Dt)
+    std::vector<float> project_;  // (N, (Hq + 2 Hkv) hd)
+    std::vector<float> mixed_;    // (N, Hq hd + F)
+    Last last_;
 };
 
 // x (M, K) by a matrix alone -> y (M, N).
 void product(Team& team, const Matrix& matrix, const float* x, int64_t rows, float* y) {
-    std::vector<Rounded> rounded(team.size());
-    if (matrix.kind >= INT8)
-        for (Rounded& own : rounded) own.reserve(std::min(KEPT, rows), matrix.inputs);
-    auto job = [&](int rank) {
-        int64_t begin, end;
-        team.part(rank, matrix.outputs, ROWS, begin, end);
-        for (int64_t first = 0; first < rows; first += KEPT) {
-            const Activations some{x + first * matrix.inputs, std::min(KEPT, rows - first), &rounded[rank]};
-            const Target target{y + first * matrix.outputs, matrix.outputs};
-            multiply(matrix, some.for_matrix(matrix), begin, end, target);
-        }
-    };
-    team.run(job);
+    Products(team).run(matrix, 0, matrix.outputs, nullptr, 0, x, rows, [&](const Activations& some, int64_t m, int64_t begin, int64_t end) {
+        multiply(matrix, some, begin, end, Target{y + m * matrix.outputs, matrix.outputs});
+    });
 }
 
 template <class Call>

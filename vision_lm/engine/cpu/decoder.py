@@ -1,8 +1,9 @@
-"""Phi on a CPU: prefill in torch with the kernels' linear layers, a decoding step in one call of C++."""
+"""Phi on a CPU: a step in one call of C++; but many tokens in 16 bits in torch, with the kernels' linear layers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,15 +23,16 @@ from vision_lm.engine.cpu.library import (
 )
 from vision_lm.engine.cpu.linear import STEP, NativeLinear
 from vision_lm.engine.kv_cache import KVCache
+from vision_lm.engine.pages import PAGE
 from vision_lm.engine.quantize import Linear, Mode
 from vision_lm.engine.rounding import GROUP
-from vision_lm.engine.torch_decoder import TorchDecoder
+from vision_lm.engine.torch_decoder import Chunk, TorchDecoder
 
 HEADS = (16, 32, 48, 64, 80, 96, 128)  # sizes that the kernels are compiled for
 
 
 class CpuDecoder(TorchDecoder):
-    """The torch decoder with its decoding step replaced."""
+    """The torch decoder with its steps replaced."""
 
     def __init__(
         self,
@@ -90,29 +92,78 @@ class CpuDecoder(TorchDecoder):
         return address(self._kept[-1])
 
     @torch.inference_mode()
+    def prefill(self, embeddings: Tensor, chunks: Sequence[Chunk], cache: KVCache) -> Tensor:
+        if self.dtype != torch.float32:  # torch's products of many rows are faster in 16 bits
+            return super().prefill(embeddings, chunks, cache)
+        counts = torch.tensor([chunk.count for chunk in chunks])
+        positions = torch.cat(
+            [torch.arange(chunk.start, chunk.start + chunk.count) for chunk in chunks]
+        )  # (N,)
+        prefixes = torch.tensor([chunk.prefix for chunk in chunks]).repeat_interleave(counts)
+        ends = counts.cumsum(0) - 1
+        return self._step(
+            Tokens(
+                embeddings=embeddings.contiguous(),
+                sequences=torch.arange(len(chunks)).repeat_interleave(counts),
+                positions=positions,
+                seen=torch.where(positions < prefixes, prefixes, positions + 1),
+                pages=[(chunk.slots[::PAGE] // PAGE).tolist() for chunk in chunks],
+                last=ends[torch.tensor([chunk.complete for chunk in chunks])],
+            ),
+            cache,
+        )
+
+    @torch.inference_mode()
     def decode(
         self, ids: Sequence[int], lengths: Sequence[int], pages: Sequence[Sequence[int]], cache: KVCache
     ) -> Tensor:
-        width = max(map(len, pages))
-        table = torch.tensor(
-            [[*row, *[0] * (width - len(row))] for row in pages], dtype=torch.int32
-        )  # (B, P)
-        tokens, kept = torch.tensor(ids), torch.tensor(lengths, dtype=torch.int32)
-        logits = torch.empty(len(ids), self.config.vocab_size)
+        positions, every = torch.tensor(lengths), torch.arange(len(ids))
+        return self._step(
+            Tokens(None, every, positions, positions + 1, pages, every, torch.tensor(ids)), cache
+        )
+
+    def _step(self, tokens: Tokens, cache: KVCache) -> Tensor:
+        """Keys and values into the cache, and the logits (R, V)."""
+        width = max(map(len, tokens.pages))
+        whole = [[*row, *[0] * (width - len(row))] for row in tokens.pages]  # (B, P)
+        table, sequences, positions, seen, last = (
+            torch.as_tensor(part, dtype=torch.int32)
+            for part in (whole, tokens.sequences, tokens.positions, tokens.seen, tokens.last)
+        )
+        logits = torch.empty(len(last), self.config.vocab_size)
         self._decoder.step(
             Batch(
-                rows=len(ids),
+                rows=len(positions),
+                logit_rows=len(last),
                 table_width=width,
-                ids=address(tokens),
-                lengths=address(kept),
+                together=len(positions) > len(whole),
+                ids=None if tokens.ids is None else address(tokens.ids),
+                embeddings=None if tokens.embeddings is None else address(tokens.embeddings),
+                sequences=address(sequences),
+                positions=address(positions),
+                seen=address(seen),
                 table=address(table),
                 cache=address(cache.memory),
                 slots=cache.memory.shape[2],
                 cache_kind=KINDS[cache.memory.dtype],
+                last=address(last),
                 logits=address(logits),
             )
         )
         return logits
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """N tokens of B sequences that are computed together."""
+
+    embeddings: Tensor | None  # float32 (N, Dt), or
+    sequences: Tensor  # (N,): which of the B
+    positions: Tensor  # (N,)
+    seen: Tensor  # (N,): how many tokens of its sequence each sees
+    pages: Sequence[Sequence[int]]  # of each sequence, those of all its tokens included
+    last: Tensor  # (R,): the tokens after which logits are wanted
+    ids: Tensor | None = None  # (N,)
 
 
 def _matrix(linear: Linear) -> Matrix:

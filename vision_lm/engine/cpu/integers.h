@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "vectors.h"
+#include "panels.h"
 
 namespace vlm {
 
@@ -17,7 +17,6 @@ constexpr bool MULTIPLIES_INTEGERS = true;
 constexpr bool MULTIPLIES_INTEGERS = false;
 #endif
 
-constexpr int GROUP = 128;        // inputs that share an int4 scale
 constexpr float LARGEST = 32767;  // code of an activation
 
 struct Rounded {
@@ -64,82 +63,106 @@ struct Rounded {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 
 inline __m512i dot(__m512i sum, __m512i a, __m512i b) { return _mm512_dpwssd_epi32(sum, a, b); }
-inline __m512i codes_at(const int16_t* from) { return _mm512_loadu_si512(from); }
 inline __m512i widened(const int8_t* from) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from)); }
+inline __m512i widened(const uint8_t* from) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from)); }
 inline Floats as_floats(__m512i ints) { return (Floats)_mm512_cvtepi32_ps(ints); }
 
-// An int32 holds the sums of so many inputs: 4096 / 16 products of 15 and 7 bits a lane.
-constexpr int64_t FLUSH = 4096;
-
-// Four rows of an int8 weight (N, K) times M rows of codes, in units of step and scale.
-template <int M>
-inline void int8_tile(const int8_t* const (&weight)[4], const int16_t* x, int64_t inputs, Four (&result)[M]) {
-    Floats totals[M][4] = {};
-    for (int64_t first = 0; first < inputs; first += FLUSH) {
-        const int64_t last = first + FLUSH < inputs ? first + FLUSH : inputs;
-        __m512i partial[M][4] = {};
-        for (int64_t k = first; k < last; k += 32) {
-            __m512i rows[4];
-#pragma GCC unroll 4
-            for (int n = 0; n < 4; ++n) {
-                rows[n] = widened(weight[n] + k);
-                if (k % 64 == 0) soon(weight[n] + k + 4 * inputs);
-            }
-#pragma GCC unroll 4
-            for (int m = 0; m < M; ++m) {
-                const __m512i some = codes_at(x + m * inputs + k);
-#pragma GCC unroll 4
-                for (int n = 0; n < 4; ++n) partial[m][n] = dot(partial[m][n], rows[n], some);
-            }
-        }
-#pragma GCC unroll 4
-        for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-            for (int n = 0; n < 4; ++n) totals[m][n] += as_floats(partial[m][n]);
-    }
-#pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) result[m] = sums(totals[m][0], totals[m][1], totals[m][2], totals[m][3]);
+// Two neighbours of a row's codes, for every output.
+inline __m512i pair_at(const int16_t* from) {
+    int32_t both;
+    std::memcpy(&both, from, sizeof both);
+    return _mm512_set1_epi32(both);
 }
 
-// The same for an int4 weight, in units of step. 32 bytes hold 64 codes: the low halves the first 32.
-template <int M>
-inline void int4_tile(const uint8_t* const (&weight)[4], const float* const (&scale)[4], const float* const (&zero)[4],
-                      const int16_t* x, const float* group_sums, int64_t inputs, Four (&result)[M]) {
-    const int64_t groups = inputs / GROUP;
-    const __m512i low = _mm512_set1_epi16(15);
-    Floats totals[M][4] = {};
-    Four shifts[M] = {};
-    for (int64_t g = 0; g < groups; ++g) {
-        __m512i partial[M][4] = {};
-#pragma GCC unroll 2
-        for (int part = 0; part < 2; ++part) {
-            const int64_t k = g * GROUP + part * 64;
-            __m512i first[4], second[4];
-#pragma GCC unroll 4
-            for (int n = 0; n < 4; ++n) {
-                const __m512i both = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(weight[n] + k / 2)));
-                soon(weight[n] + k / 2 + 2 * inputs);
-                first[n] = _mm512_and_si512(both, low);
-                second[n] = _mm512_srli_epi16(both, 4);
+constexpr int64_t FLUSH = 512;    // inputs whose products, of 15 and 7 bits, an int32 can sum
+constexpr int64_t AHEAD = 1024;  // bytes of a panel that are fetched before they are wanted
+
+// V panels of an int8 weight times M rows of codes (M, K).
+template <int M, int V>
+inline void int8_tile(const Matrix& matrix, const Rounded& x, int64_t first_row, int64_t n, Floats (&result)[M][V]) {
+    const int64_t inputs = matrix.inputs;
+    const int16_t* codes = x.codes.data() + first_row * inputs;
+    const auto* weight = (const int8_t*)matrix.panel(n);
+    Floats totals[M][V] = {};
+    for (int64_t first = 0; first < inputs; first += FLUSH) {
+        const int64_t last = first + FLUSH < inputs ? first + FLUSH : inputs;
+        __m512i partial[M][V] = {};
+        for (int64_t k = first; k < last; k += 2) {
+            __m512i some[V];
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) {
+                const int8_t* from = weight + (v * inputs + k) * LANES;
+                some[v] = widened(from);
+                if (k % 4 == 0) soon(from + AHEAD);
             }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
-                const __m512i a = codes_at(x + m * inputs + k), b = codes_at(x + m * inputs + k + 32);
-#pragma GCC unroll 4
-                for (int n = 0; n < 4; ++n) partial[m][n] = dot(dot(partial[m][n], first[n], a), second[n], b);
+                const __m512i two = pair_at(codes + m * inputs + k);
+#pragma GCC unroll 8
+                for (int v = 0; v < V; ++v) partial[m][v] = dot(partial[m][v], some[v], two);
             }
         }
-        const Four zeros = {zero[0][g], zero[1][g], zero[2][g], zero[3][g]};
-#pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-            for (int n = 0; n < 4; ++n) totals[m][n] += as_floats(partial[m][n]) * scale[n][g];
-            shifts[m] += zeros * group_sums[m * groups + g];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) totals[m][v] += as_floats(partial[m][v]);
+    }
+    for (int v = 0; v < V; ++v) {
+        const Floats scale = load(matrix.scale + n + v * LANES);
+        for (int m = 0; m < M; ++m) result[m][v] = totals[m][v] * (scale * x.step[first_row + m]);
+    }
+}
+
+// The same for an int4 weight.
+template <int M, int V>
+inline void int4_tile(const Matrix& matrix, const Rounded& x, int64_t first_row, int64_t n, Floats (&result)[M][V]) {
+    const int64_t inputs = matrix.inputs, groups = inputs / GROUP;
+    const int16_t* codes = x.codes.data() + first_row * inputs;
+    const float* sums = x.sums.data() + first_row * groups;
+    const auto* weight = (const uint8_t*)matrix.panel(n);
+    const __m512i low = _mm512_set1_epi16(15);
+    Floats totals[M][V] = {};
+    for (int64_t g = 0; g < groups; ++g) {
+        __m512i partial[M][V] = {};
+        for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k += 4) {
+            __m512i some[2][V];
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) {
+                const uint8_t* from = weight + (v * inputs + k) / 2 * LANES;
+                const __m512i both = widened(from);
+                if (k % 8 == 0) soon(from + AHEAD);
+                some[0][v] = _mm512_and_si512(both, low);
+                some[1][v] = _mm512_srli_epi16(both, 4);
+            }
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; ++half)
+#pragma GCC unroll 8
+                for (int m = 0; m < M; ++m) {
+                    const __m512i two = pair_at(codes + m * inputs + k + 2 * half);
+#pragma GCC unroll 8
+                    for (int v = 0; v < V; ++v) partial[m][v] = dot(partial[m][v], some[half][v], two);
+                }
+        }
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+            const int64_t at = (v * groups + g) * LANES;
+            const Floats scale = load(matrix.group_scales(n) + at), zero = load(matrix.group_zeros(n) + at);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m)
+                totals[m][v] += as_floats(partial[m][v]) * scale + zero * broadcast(sums[m * groups + g]);
         }
     }
-#pragma GCC unroll 4
     for (int m = 0; m < M; ++m)
-        result[m] = sums(totals[m][0], totals[m][1], totals[m][2], totals[m][3]) + shifts[m];
+        for (int v = 0; v < V; ++v) result[m][v] = totals[m][v] * broadcast(x.step[first_row + m]);
+}
+
+inline void integer_products(const Matrix& matrix, const Rounded& x, int64_t rows, int64_t begin, int64_t end, const Target& target) {
+    all_tiles(matrix, rows, begin, end, target, [&]<int M, int V>(int64_t m, int64_t n, Sizes<M, V>, Floats (&result)[M][V]) {
+        if (matrix.kind == INT8)
+            int8_tile<M, V>(matrix, x, m, n, result);
+        else
+            int4_tile<M, V>(matrix, x, m, n, result);
+    });
 }
 
 #endif

@@ -19,7 +19,7 @@ INT8, INT4 = 3, 4
 
 
 class Matrix(ctypes.Structure):
-    """`Matrix` of product.h."""
+    """`Matrix` of matrix.h."""
 
     _fields_ = [
         ("weight", Pointer),
@@ -29,6 +29,7 @@ class Matrix(ctypes.Structure):
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
         ("kind", ctypes.c_int32),
+        ("panels", ctypes.c_int32),
     ]
 
 
@@ -41,7 +42,7 @@ class Layer(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """`Model` of decoder.cpp."""
+    """`Model` of model.h."""
 
     _fields_ = [
         ("layers", ctypes.POINTER(Layer)),
@@ -62,17 +63,23 @@ class Model(ctypes.Structure):
 
 
 class Batch(ctypes.Structure):
-    """`Batch` of decoder.cpp."""
+    """`Batch` of model.h."""
 
     _fields_ = [
         ("rows", ctypes.c_int32),
+        ("logit_rows", ctypes.c_int32),
         ("table_width", ctypes.c_int32),
+        ("together", ctypes.c_int32),
         ("ids", Pointer),
-        ("lengths", Pointer),
+        ("embeddings", Pointer),
+        ("sequences", Pointer),
+        ("positions", Pointer),
+        ("seen", Pointer),
         ("table", Pointer),
         ("cache", Pointer),
         ("slots", ctypes.c_int64),
         ("cache_kind", ctypes.c_int32),
+        ("last", Pointer),
         ("logits", Pointer),
     ]
 

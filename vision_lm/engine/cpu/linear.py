@@ -1,4 +1,4 @@
-"""Linear layers for the CPU kernels: one copy of a weight, row by row, that C++ and torch both read."""
+"""Linear layers for the CPU kernels: one copy of a weight, as C++ reads it fastest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from vision_lm.engine.quantize import Mode
 from vision_lm.engine.rounding import CHUNK, GROUP, int4_groups, int8_rows
 from vision_lm.errors import RequestError
 
-STEP = 32  # inputs that the kernels read at a time, and int4 codes in the low halves of as many bytes
+STEP = 32  # inputs that the kernels read at a time
+PANEL = 16  # outputs whose weights for one input lie side by side
 # Rows from which a bfloat16 product by torch, with its tiles for matrices, is faster: rounded weights must be
 # dequantised for it first.
 MANY, MANY_INT8, MANY_INT4 = 24, 64, 128
@@ -23,14 +24,18 @@ MANY, MANY_INT8, MANY_INT4 = 24, 64, 128
 class NativeLinear:
     """`Linear` of engine/quantize.py: x (.., K) -> x @ weight.T + bias (.., N), in x's dtype.
 
-    Sums are float32 and in one order, so that no row depends on the others beside it.
+    Sums are float32 and in one order, so that no row depends on the others beside it. What is computed in 16 bits keeps its
+    rows as torch has them, which multiplies many rows at a time; everything else lies in panels (matrix.h has the layouts).
     """
 
     team: Team
-    weight: Tensor  # (N, K) in a float dtype; int8 (N, K); or uint8 (N, K' / 2), two codes a byte
-    scale: Tensor | None  # float32 (N,), or (N, K' / GROUP)
-    zero: Tensor | None  # float32 (N, K' / GROUP)
-    bias: Tensor  # float32 (N,)
+    weight: (
+        Tensor  # (N, K); or of P panels: float (P, K, 16), int8 (P, K / 2, 16, 2), uint8 (P, K' / 4, 16, 2)
+    )
+    scale: Tensor | None  # float32 (P * 16,), or (P, K' / GROUP, 16)
+    zero: Tensor | None  # float32 (P, K' / GROUP, 16)
+    bias: Tensor  # float32 (P * 16,)
+    outputs: int  # N
     inputs: int  # K; K' is K in whole groups
 
     @classmethod
@@ -39,21 +44,24 @@ class NativeLinear:
     ) -> NativeLinear:
         """Raises RequestError for an unknown mode."""
         rows, inputs = weight.shape
-        added = torch.zeros(rows) if bias is None else bias.float().contiguous()
-        if mode is None:
-            return cls(team, _smallest(weight.to(dtype)), None, None, added, inputs)
-        if mode == "int8":
-            codes, scale = int8_rows(weight)
-            return cls(team, codes.contiguous(), scale.contiguous(), None, added, inputs)
-        if mode == "int4":
-            codes, scale, zero = int4_groups(weight)  # (N, K'), (N, G), (N, G)
-            low, high = codes.unflatten(1, (-1, 2, STEP)).unbind(2)  # (N, K' / 64, 32) each
-            packed = (low | high << 4).flatten(1).contiguous()
-            scale = scale.float()
-            return cls(
-                team, packed, scale.contiguous(), (zero.float() - 8 * scale).contiguous(), added, inputs
-            )
-        raise RequestError(f"quantize {mode!r} is unknown; give None, 'int8' or 'int4'")
+        added = _panels(torch.zeros(rows) if bias is None else bias.float()).flatten()
+        scale = zero = None
+        if mode is None and dtype != torch.float32:
+            packed = weight.to(dtype).contiguous()
+        elif mode is None:
+            packed = _panels(_smallest(weight.to(dtype)))
+        elif mode == "int8":
+            codes, factor = int8_rows(weight)
+            packed = _panels(codes.unflatten(1, (-1, 2)))
+            scale = _panels(factor).flatten()
+        elif mode == "int4":
+            codes, factor, lowest = int4_groups(weight)  # (N, K'), (N, G), (N, G)
+            low, high = codes.unflatten(1, (-1, 2, 2)).unbind(2)  # (N, K' / 4, 2) each
+            packed = _panels(low | high << 4)
+            scale, zero = _panels(factor.float()), _panels(lowest.float() - 8 * factor.float())
+        else:
+            raise RequestError(f"quantize {mode!r} is unknown; give None, 'int8' or 'int4'")
+        return cls(team, packed, scale, zero, added, rows, inputs)
 
     @property
     def matrix(self) -> Matrix:
@@ -64,10 +72,15 @@ class NativeLinear:
             scale=None if self.scale is None else address(self.scale),
             zero=None if self.zero is None else address(self.zero),
             bias=address(self.bias),
-            outputs=len(self.bias),
+            outputs=self.outputs,
             inputs=self.inputs + (-self.inputs % GROUP if kind == INT4 else 0),
             kind=KINDS[self.weight.dtype] if kind is None else kind,
+            panels=self._in_panels,
         )
+
+    @property
+    def _in_panels(self) -> bool:
+        return self.weight.dim() > 2
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (R, K)
@@ -76,30 +89,32 @@ class NativeLinear:
             matrix = self.matrix
             rows, missing = rows.float(), matrix.inputs - self.inputs
             y = self.team.product(matrix, (F.pad(rows, (0, missing)) if missing else rows).contiguous())
-        elif self.weight.dtype == x.dtype:
-            y = F.linear(rows, self.weight, self.bias.to(x.dtype))
+        elif not self._in_panels:
+            y = F.linear(rows, self.weight, self.bias[: self.outputs].to(x.dtype))
         else:
-            size = max(1, CHUNK // rows.shape[1])
-            blocks = (self._rows(first, size, x.dtype) for first in range(0, len(self.bias), size))
-            y = torch.cat([rows @ block.t() for block in blocks], 1) + self.bias
-        return y.to(x.dtype).reshape(*x.shape[:-1], len(self.bias))
+            size = max(1, CHUNK // rows.shape[1] // PANEL)
+            blocks = (self._rows(first, size, x.dtype) for first in range(0, len(self.weight), size))
+            y = (torch.cat([rows @ block.t() for block in blocks], 1) + self.bias)[:, : self.outputs]
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.outputs)
 
     def _rows(self, first: int, count: int, dtype: torch.dtype) -> Tensor:
-        """Rows of the weight that it computes with."""
-        weight = self.weight[first : first + count]
+        """Some panels' part of the weight that it computes with: (count * 16, K)."""
+        panels = self.weight[first : first + count]
         if self.scale is None:
-            return weight.to(dtype)
-        scale = self.scale[first : first + count].to(dtype)
+            return _unpanelled(panels).to(dtype)
         if self.zero is None:
-            return weight.to(dtype) * scale[:, None]
-        halves = weight.unflatten(1, (-1, STEP))  # (n, K' / 64, 32)
-        codes = torch.cat([halves & 15, halves >> 4], -1).flatten(1).unflatten(1, (-1, GROUP)).to(dtype)
-        zero = self.zero[first : first + count].to(dtype)
+            scale = self.scale[first * PANEL : (first + count) * PANEL].to(dtype)
+            return _unpanelled(panels).flatten(1).to(dtype) * scale[:, None]
+        halves = _unpanelled(panels)  # (n, K' / 4, 2)
+        codes = torch.stack([halves & 15, halves >> 4], 2).flatten(1).unflatten(1, (-1, GROUP)).to(dtype)
+        scale, zero = (_unpanelled(part[first : first + count]).to(dtype) for part in (self.scale, self.zero))
         return torch.addcmul(zero[..., None], codes, scale[..., None]).flatten(1)[:, : self.inputs]
 
     def dequantised(self) -> Tensor:
         """The weight that it computes with, float64 (N, K)."""
-        return self._rows(0, len(self.bias), torch.float64)
+        if not self._in_panels:
+            return self.weight.double()
+        return self._rows(0, len(self.weight), torch.float64)[: self.outputs]
 
     @property
     def nbytes(self) -> int:
@@ -107,8 +122,20 @@ class NativeLinear:
         return sum(part.nbytes for part in (self.weight, self.scale, self.zero) if part is not None)
 
 
+def _panels(rows: Tensor) -> Tensor:
+    """(N, K, ..) -> (P, K, 16, ..), or (N,) -> (P, 16); zeros in the rows that the last panel lacks."""
+    missing = -len(rows) % PANEL
+    whole = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]).unflatten(0, (-1, PANEL))
+    return (whole.transpose(1, 2) if whole.dim() > 2 else whole).contiguous()
+
+
+def _unpanelled(panels: Tensor) -> Tensor:
+    """(P, K, 16, ..) -> (P * 16, K, ..)"""
+    return panels.transpose(1, 2).flatten(0, 1)
+
+
 def _smallest(weight: Tensor) -> Tensor:
     """A float32 weight that came from float16 needs no more: it is read faster, and every product is the same."""
     half = weight.half()
     exact = weight.dtype == torch.float32 and torch.equal(half.float(), weight)
-    return (half if exact else weight).contiguous()
+    return half if exact else weight

@@ -26,7 +26,7 @@ inline Vector read(const Element* from) {
 
 inline void write(float* to, Floats vector) { std::memcpy(to, &vector, sizeof vector); }
 
-inline Floats broadcast(float value) { return Floats{} + value; }
+inline Floats broadcast(float v) { return Floats{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v}; }
 
 struct Bfloat16 {
     uint16_t bits;
@@ -54,29 +54,13 @@ inline Floats load(const Float16* from) {
 #endif
 }
 
-// Bytes are widened by intrinsics where there are any: compilers take the vector types' own way apart.
-
-inline Floats load(const int8_t* from) {
-#if defined(__AVX512F__)
-    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
-#else
-    typedef int8_t Bytes __attribute__((vector_size(16)));
-    return __builtin_convertvector(__builtin_convertvector(read<Bytes>(from), Ints), Floats);
-#endif
-}
-
-// The low and the high halves of sixteen bytes.
-inline void load_halves(const uint8_t* from, Floats& low, Floats& high) {
-#if defined(__AVX512F__)
-    const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
-    low = (Floats)_mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
-    high = (Floats)_mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
-#else
-    typedef uint8_t Bytes __attribute__((vector_size(16)));
-    const Words both = __builtin_convertvector(read<Bytes>(from), Words);
-    low = __builtin_convertvector((Ints)(both & 15u), Floats);
-    high = __builtin_convertvector((Ints)(both >> 4), Floats);
-#endif
+// Sixteen pairs of small numbers, the first and the second of each.
+template <class Pairs>
+inline void pairs(Pairs both, Floats& first, Floats& second) {
+    first = __builtin_convertvector(
+        __builtin_shufflevector(both, both, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), Floats);
+    second = __builtin_convertvector(
+        __builtin_shufflevector(both, both, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31), Floats);
 }
 
 // Wanted soon: the same place of the next tile's rows, which the processor does not foresee where rows are short.
