@@ -14,8 +14,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from projector.data.scene_grammar import NUMBERS, is_plural, plural, singular, with_article
 from projector.data.scene_vocabulary import MATERIALS, SIZES
@@ -27,7 +28,7 @@ from vision_lm.support import likelihood
 
 if TYPE_CHECKING:
     from vision_lm.images import ImageSource
-    from vision_lm.model import Reply, VisionLM
+    from vision_lm.model import Reply, Task, VisionLM
 
 CONFIRMED = 0.82  # the mean of the three: on mini's calibration scenes 96% of what has so much is there
 DOUBTFUL = 0.5  # below, "perhaps" would be too much
@@ -96,6 +97,35 @@ class Opinions:
         return fmean((self.likely, self.there, enough / total if total else 0.0))
 
 
+class Check:
+    """A caption's second look: what the model is asked about it, and what its answers leave of it."""
+
+    def __init__(self, vlm: VisionLM, image: Any, caption: Answer) -> None:
+        """`image`: whatever a turn may show; the one that was described."""
+        self._vlm, self._caption = vlm, caption
+        self._mentions = _mentions(caption.text)
+        questions = [question for one in self._mentions for question in one.questions]
+        self.conversations = [[Turn(question, (image,))] for question in questions]
+
+    def corrected(self, replies: Sequence[Reply]) -> Answer:
+        """The caption with what is not confirmed taken back. `replies`: to the conversations, each by `first_word`.
+
+        Raises the error of a reply that is one.
+        """
+        spans = self._vlm.writer.spans(self._caption.tokens)
+        words = (_first_words(self._vlm, reply) for reply in replies)
+        opinions = []
+        for one in self._mentions:
+            likely = likelihood(one.phrase, spans, self._caption.token_logprobs)
+            opinions.append(Opinions(likely, _yes(next(words)), _numbers(next(words))))
+        return _corrected(self._caption, self._mentions, opinions)
+
+
+def first_word(vlm: VisionLM) -> Task:
+    """How the answers of a second look are written: of each the likeliest first words are enough."""
+    return vlm.task(1, {"top_logprobs": TOP})
+
+
 def checked(
     vlm: VisionLM, images: Sequence[ImageSource], captions: Sequence[Answer], pictures: Pictures
 ) -> list[Answer]:
@@ -103,24 +133,10 @@ def checked(
 
     Costs the first word of two answers for each thing that is named; the picture itself is computed once.
     """
-    mentions = [_mentions(one.text) for one in captions]
-    asked = [
-        [Turn(question, (image,))]
-        for image, some in zip(images, mentions, strict=True)
-        for one in some
-        for question in one.questions
-    ]
-    replies = vlm.replies(asked, vlm.task(1, {"top_logprobs": TOP}), pictures)
-    words = (_first_words(vlm, reply) for reply in replies)
-    result = []
-    for caption, some in zip(captions, mentions, strict=True):
-        spans = vlm.writer.spans(caption.tokens)
-        opinions = []
-        for one in some:
-            likely = likelihood(one.phrase, spans, caption.token_logprobs)
-            opinions.append(Opinions(likely, _yes(next(words)), _numbers(next(words))))
-        result.append(_corrected(caption, some, opinions))
-    return result
+    checks = [Check(vlm, *pair) for pair in zip(images, captions, strict=True)]
+    asked = [one for check in checks for one in check.conversations]
+    replies = iter(vlm.replies(asked, first_word(vlm), pictures))
+    return [check.corrected(list(islice(replies, len(check.conversations)))) for check in checks]
 
 
 def _first_words(vlm: VisionLM, reply: Reply) -> list[tuple[str, float]]:
