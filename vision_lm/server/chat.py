@@ -58,12 +58,15 @@ async def chat_completions(body: ChatRequest, request: Request) -> Any:
     record.model, record.images = name, sum(len(turn.images) for turn in turns)
     timeout = service.settings.timeout
 
+    async def submit() -> list[AsyncAnswer]:
+        return await service.submit(vlm, [(turns, task) for task in tasks], service.pictures(vlm))
+
     if body.stream:
-        answers = await unless_gone(request, lambda: service.submit(vlm, turns, tasks), timeout)
+        answers = await unless_gone(request, submit, timeout)
         return ChatStream(answers, body, name, vlm, record, timeout)
 
     async def complete() -> ChatCompletion:
-        answers = await service.submit(vlm, turns, tasks)
+        answers = await submit()
         try:
             choices = [choice(n, await one.whole(), body, vlm) for n, one in enumerate(answers)]
         finally:

@@ -229,6 +229,10 @@ class ModelList(BaseModel):
 
 class CaptionFields(SamplingFields):
     length: Literal["short", "normal", "long"] = "normal"
+    checked: bool = Field(
+        False,
+        description='call "something" what the model, asked about each thing that it names, does not find',
+    )
 
 
 class AskFields(SamplingFields):
@@ -260,7 +264,7 @@ class AskRequest(AskFields, ImageField):
 
 
 class SimpleAnswer(BaseModel):
-    """A caption, or the answer to a question."""
+    """The answer to a question."""
 
     model: str
     text: str
@@ -270,6 +274,14 @@ class SimpleAnswer(BaseModel):
     )
     finish_reason: Literal["stop", "length", "repetition", "cancelled"]
     usage: Usage
+
+
+class CaptionAnswer(SimpleAnswer):
+    """A caption. Of a checked one, confidence and usage are those of what was first written."""
+
+    unconfirmed: list[str] = Field(
+        description="what a checked caption first named, and does not say any more"
+    )
 
 
 class Status(BaseModel):

@@ -54,17 +54,23 @@ class Service:
             message = f"max_tokens is {given:,}; allowed: up to {most:,}"
             raise ApiError(400, message, "invalid_request", param="max_tokens")
 
-    async def submit(self, vlm: VisionLM, turns: list[Turn], tasks: Sequence[Task]) -> list[AsyncAnswer]:
-        """Hand a conversation to the engine, once for each task. Raises VisionLMError before it is queued.
+    def pictures(self, vlm: VisionLM) -> Pictures:
+        """Those of one request: each is read once, within the service's limits."""
+        return Pictures(vlm.encoder, self.settings.allow_url_hosts, self._limits)
+
+    async def submit(
+        self, vlm: VisionLM, asked: Sequence[tuple[list[Turn], Task]], pictures: Pictures
+    ) -> list[AsyncAnswer]:
+        """Hand conversations to the engine, each with its task. Raises VisionLMError before they are queued.
 
         Tokens are counted, then pictures read, in a thread: decoding is work, and fetching is waiting.
         """
 
         def begin() -> list[AsyncAnswer]:
-            pictures = Pictures(vlm.encoder, self.settings.allow_url_hosts, self._limits)
-            return [AsyncAnswer(vlm.submit(turns, task, pictures)) for task in tasks]
+            return [AsyncAnswer(vlm.submit(turns, task, pictures)) for turns, task in asked]
 
-        return await to_thread.run_sync(begin, limiter=self._limiter(turns))
+        limiter = self._limiter([turn for turns, _ in asked for turn in turns])
+        return await to_thread.run_sync(begin, limiter=limiter)
 
     async def opened(self, turns: list[Turn]) -> list[Turn]:
         """The same conversation with its pictures read, under the service's limits. Raises ImageError."""

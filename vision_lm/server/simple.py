@@ -9,8 +9,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
+from vision_lm.answer import Answer
 from vision_lm.model import ANSWER_TOKENS, Task, VisionLM
 from vision_lm.prompts import Turn
+from vision_lm.server import second_look
 from vision_lm.server.chat import REFUSALS
 from vision_lm.server.conversation import check_pictures
 from vision_lm.server.errors import ApiError, documented, invalid
@@ -19,10 +21,12 @@ from vision_lm.server.observe import record_of
 from vision_lm.server.schemas import (
     AskFields,
     AskRequest,
+    CaptionAnswer,
     CaptionFields,
     CaptionRequest,
     ImageField,
     SimpleAnswer,
+    Usage,
 )
 from vision_lm.server.service import Service, unless_gone, usage_of
 
@@ -44,19 +48,23 @@ def request_body(as_json: type[BaseModel], fields: type[BaseModel]) -> dict[str,
 
 @router.post(
     "/v1/caption",
-    response_model=SimpleAnswer,
+    response_model=CaptionAnswer,
     responses=documented(*REFUSALS),
     openapi_extra=request_body(CaptionRequest, CaptionFields),
     summary="Describe a picture",
 )
-async def caption(request: Request) -> SimpleAnswer:
-    """In whole sentences, none of them twice. `length`: short, normal or long."""
+async def caption(request: Request) -> CaptionAnswer:
+    """In whole sentences, none of them twice. `length`: short, normal or long. A checked one counts as eight answers."""
     service: Service = request.app.state.service
     fields, image = await read(request, CaptionFields)
     name, vlm = service.model(fields.model)
     service.check_max_tokens(fields.max_tokens)
     question, task = vlm.caption_task(fields.length, fields.options())
-    return await answered(request, name, vlm, Turn(question, (image,)), task)
+    if fields.checked:
+        request.state.slot.widen(second_look.AT_ONCE - 1)
+    turn = Turn(question, (image,))
+    answer, usage = await answered(request, name, vlm, turn, task, checked=fields.checked)
+    return CaptionAnswer(**said(name, answer, usage), unconfirmed=list(answer.unconfirmed))
 
 
 @router.post(
@@ -73,31 +81,43 @@ async def ask(request: Request) -> SimpleAnswer:
     name, vlm = service.model(fields.model)
     service.check_max_tokens(fields.max_tokens)
     task = vlm.task(ANSWER_TOKENS, fields.options())
-    return await answered(request, name, vlm, Turn(fields.question, (image,)), task)
+    answer, usage = await answered(request, name, vlm, Turn(fields.question, (image,)), task)
+    return SimpleAnswer(**said(name, answer, usage))
 
 
-async def answered(request: Request, name: str, vlm: VisionLM, turn: Turn, task: Task) -> SimpleAnswer:
+async def answered(
+    request: Request, name: str, vlm: VisionLM, turn: Turn, task: Task, *, checked: bool = False
+) -> tuple[Answer, Usage]:
+    """The answer about one picture, `checked` or as it was written, and what the writing took."""
     service: Service = request.app.state.service
     record = record_of(request)
     record.model, record.images = name, 1
 
-    async def complete() -> SimpleAnswer:
-        (one,) = await service.submit(vlm, [turn], [task])
+    async def complete() -> tuple[Answer, Usage]:
+        pictures = service.pictures(vlm)
+        (one,) = await service.submit(vlm, [([turn], task)], pictures)
         try:
             answer = await one.whole()
         finally:
             one.cancel()
         record.note([one])
-        return SimpleAnswer(
-            model=name,
-            text=answer.text,
-            confidence=answer.confidence,
-            unanswerable=answer.unanswerable,
-            finish_reason=answer.finish_reason,
-            usage=usage_of([one]),
-        )
+        if checked:
+            answer = await second_look.confirmed(service, vlm, turn.images[0], answer, pictures)
+        return answer, usage_of([one])
 
     return await unless_gone(request, complete, service.settings.timeout)
+
+
+def said(name: str, answer: Answer, usage: Usage) -> dict[str, Any]:
+    """The fields of a SimpleAnswer."""
+    return {
+        "model": name,
+        "text": answer.text,
+        "confidence": answer.confidence,
+        "unanswerable": answer.unanswerable,
+        "finish_reason": answer.finish_reason,
+        "usage": usage,
+    }
 
 
 async def read(request: Request, schema: type[Model]) -> tuple[Model, str | bytes]:
