@@ -40,6 +40,32 @@ def test_rows_are_the_answers_of_caption_and_ask(
     assert len(summary.slowest) == 5
 
 
+def test_checked_captions(answer: Answer, mini: VisionLM, photos: Path, tmp_path: Path) -> None:
+    """What is taken back stands beside the caption in every output but a text; kept answers still have it."""
+    (photos / "bad.png").write_bytes(b"no picture")
+    asked = {"caption": "long", "checked": True}
+    answer(photos, tmp_path / "out.jsonl", **asked)
+    rows = json_rows(tmp_path / "out.jsonl")
+    captions = [mini.caption(path, "long", checked=True) for path in sorted(photos.glob("0*.png"))]
+    assert any(one.unconfirmed for one in captions) and any(not one.unconfirmed for one in captions)
+    assert [row["caption"] for row in rows] == [*(one.text for one in captions), None]
+    assert [row["caption_unanswerable"] for row in rows] == [*(one.unanswerable for one in captions), None]
+    taken_back = [list(one.unconfirmed) for one in captions]
+    assert [row["caption_unconfirmed"] for row in rows] == [*taken_back, None]
+
+    again = answer(photos, tmp_path / "out.jsonl", **asked, sheet=tmp_path / "sheet.html")
+    assert again.kept == 6
+    assert [row["caption_unconfirmed"] for row in json_rows(tmp_path / "out.jsonl")] == [*taken_back, None]
+    for names in filter(None, taken_back):
+        assert f"Not confirmed: {', '.join(names)}" in (tmp_path / "sheet.html").read_text()
+    answer(photos, tmp_path / "out.parquet", **asked, ask=("Is it red?",))
+    parquet = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [json.loads(row["caption_unconfirmed"] or "null") for row in parquet] == [*taken_back, None]
+    assert "answer_1_unconfirmed" not in parquet[0]
+    answer(photos, tmp_path / "texts", **asked)
+    assert (tmp_path / "texts" / "0000.txt").read_text() == captions[0].text + "\n"
+
+
 def test_every_kind_of_input_is_read(answer: Answer, mini: VisionLM, tmp_path: Path) -> None:
     """Folder, glob, picture, text, CSV and TSV lists, Parquet, zip, plain and compressed tar, in this order."""
     drawn = [draw(tmp_path / "drawn" / f"{n}.png", n) for n in range(12)]

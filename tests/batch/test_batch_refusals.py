@@ -17,6 +17,7 @@ CASES = {
     "no such input": ("nowhere --caption short --out o.csv", "nowhere: no such file or folder", "give one"),
     "a glob of nothing": ("photos/*.gif --caption short --out o.csv", "photos/*.gif: no pictures", "allowed"),
     "nothing is asked": ("photos --out o.csv", "nothing is asked", "--caption"),
+    "a check of nothing": ("photos --check --ask What? --out o.csv", "--check is about", "give --caption"),
     "an empty question": ("photos --ask= --out o.csv", "the question is empty", "write"),
     "unknown column": (
         "list.csv --questions q.txt --out o.csv",
@@ -87,7 +88,13 @@ def test_other_settings_are_refused_with_the_way_out(answer: Answer, photos: Pat
     out = tmp_path / "out.jsonl"
     answer(photos, out)
     rows = out.read_bytes()
-    for changes in ({"caption": "long"}, {"ask": ("Is it red?",)}, {"dedupe": "exact"}, {"max_tokens": 5}):
+    for changes in (
+        {"caption": "long"},
+        {"ask": ("Is it red?",)},
+        {"dedupe": "exact"},
+        {"max_tokens": 5},
+        {"checked": True},
+    ):
         with pytest.raises(BatchError, match=r"other settings \(.*\); give these, .* or --overwrite"):
             answer(photos, out, **changes)
         assert out.read_bytes() == rows

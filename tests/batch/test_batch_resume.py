@@ -183,6 +183,19 @@ def test_only_what_changed_is_answered_again(answer: Answer, photos: Path, tmp_p
     assert untimed(json_rows(out)) == untimed(json_rows(tmp_path / "whole.jsonl"))
 
 
+def test_a_journal_from_before_captions_were_checked(answer: Answer, photos: Path, tmp_path: Path) -> None:
+    """It says nothing of it: its answers are those of a run that checks nothing, and of no other."""
+    out = tmp_path / "out.jsonl"
+    answer(photos, out)
+    with sqlite3.connect(f"{out}.journal") as journal:
+        journal.execute("UPDATE about SET value = json_remove(value, '$.checked') WHERE key = 'settings'")
+        journal.execute("UPDATE pictures SET answers = json_remove(answers, '$[0][5]')")
+    journal.close()
+    with pytest.raises(BatchError, match="checked: then null, now true"):
+        answer(photos, out, checked=True)
+    assert answer(photos, out).kept == 6
+
+
 def test_what_failed_is_tried_again(answer: Answer, photos: Path, tmp_path: Path) -> None:
     """A file that was damaged, and has been put right."""
     whole = (photos / "0002.png").read_bytes()

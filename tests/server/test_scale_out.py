@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
@@ -101,11 +102,19 @@ def test_a_dataset_is_answered_by_two_copies(ray_data: Any, folder: Path, vlm: V
     rows.append({"number": 6, "image": b"no picture", "thing": "cup"})
     dataset = ray_data.from_items(rows, override_num_blocks=4)
     answered = answer(
-        dataset, caption="short", ask={"colour": "What colour is the {thing}?"}, model=str(folder), replicas=2
+        dataset,
+        caption="short",
+        checked=True,
+        ask={"colour": "What colour is the {thing}?"},
+        model=str(folder),
+        replicas=2,
     )
     found = sorted(answered.take_all(), key=lambda row: row["number"])
     assert [row["thing"] for row in found] == ["cup"] * 7
-    assert [row["caption"] for row in found[:6]] == [one.text for one in vlm.caption(pictures, "short")]
+    captions = vlm.caption(pictures, "short", checked=True)
+    assert [row["caption"] for row in found[:6]] == [one.text for one in captions]
+    taken_back = [row["caption_unconfirmed"] and json.loads(row["caption_unconfirmed"]) for row in found]
+    assert taken_back == [*(list(one.unconfirmed) for one in captions), None]
     expected = vlm.ask(pictures, "What colour is the cup?")
     assert [row["colour"] for row in found[:6]] == [one.text for one in expected]
     assert [row["colour_confidence"] for row in found[:6]] == pytest.approx(
@@ -128,6 +137,7 @@ def test_what_a_dataset_cannot_be_asked(ray_data: Any) -> None:
         ({"ask": ["Is there {a}?"]}, "no column 'a'"),
         ({"caption": "short"}, "'caption' is there already"),
         ({"ask": [""]}, "empty"),
+        ({"ask": ["What?"], "checked": True}, "checked is about a caption; give caption="),
     ):
         with pytest.raises((BatchError, RequestError), match=re.escape(message)):
             answer(dataset, **wrong)

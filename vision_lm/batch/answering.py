@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vision_lm.answer import Answer
 from vision_lm.batch.journal import Asked
 from vision_lm.batch.questions import Question
 from vision_lm.batch.settings import Settings
+from vision_lm.checking import Check, first_word
 from vision_lm.engine import Options
 from vision_lm.errors import BatchError, VisionLMError
 from vision_lm.model import ANSWER_TOKENS, Pending, Task, VisionLM
@@ -34,6 +36,15 @@ class ToAnswer:
     pixels: np.ndarray  # (S, S, 3), uint8
     digest: bytes
     asked: tuple[str, ...]  # a question for each of the run's; a caption's is empty
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How one of the run's questions is put to every picture."""
+
+    caption: str  # the text that stands for a caption
+    task: Task
+    checked: bool  # the caption
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,8 @@ class Answering:
         deliver: Callable[[Answered], None],
     ) -> None:
         self._vlm, self._deliver = vlm, deliver
-        self._questions = [self._task(one, settings) for one in questions]
+        self._questions = [self._asking(one, settings) for one in questions]
+        self._first_word = first_word(vlm)
         self._pictures = Pictures(vlm.encoder)
         self._encode = PictureEncoder(vlm.encoder, vlm.projector)
         running = vlm.engine.scheduler.limits.running
@@ -70,21 +82,21 @@ class Answering:
         self._pending: set[Pending] = set()
         self._stopped = False
 
-    def _task(self, question: Question, settings: Settings) -> tuple[str, Task]:
-        """The text that stands for a caption, and how the answers are to be written."""
+    def _asking(self, question: Question, settings: Settings) -> Asking:
         options: Options = {} if settings.max_tokens is None else {"max_tokens": settings.max_tokens}
         if question.length is not None:
-            return self._vlm.caption_task(question.length, options)
+            return Asking(*self._vlm.caption_task(question.length, options), question.checked)
         if settings.json_schema is not None:
             options["json_schema"] = settings.json_schema
-        return "", self._vlm.task(ANSWER_TOKENS, options)
+        return Asking("", self._vlm.task(ANSWER_TOKENS, options), checked=False)
 
     def check(self) -> None:
         """Raise RequestError for a form or a length that the engine refuses, before any picture is asked about."""
         size = self._vlm.prompts.tokens_per_image, self._vlm.config.text.hidden_size
         blank = EncodedPicture(torch.zeros(size, dtype=self._vlm.dtype, device=self._vlm.device), b"blank")
-        for text, task in self._questions:
-            self._vlm.submit([Turn(text or "?", (blank,))], task, self._pictures).ticket.cancel()
+        for one in self._questions:
+            turns = [Turn(one.caption or "?", (blank,))]
+            self._vlm.submit(turns, one.task, self._pictures).ticket.cancel()
 
     def submit(self, batch: Sequence[ToAnswer]) -> None:
         """Encode pictures, and ask everything about each."""
@@ -108,28 +120,39 @@ class Answering:
 
     def _answer(self, number: int, picture: EncodedPicture, asked: tuple[str, ...], start: float) -> None:
         mine: list[Pending] = []
-        answers: tuple[Asked, ...] = ()
+        answers: list[Asked] = []
         failure: Exception | None = None
         try:
-            for text, (caption, task) in zip(asked, self._questions, strict=True):
-                mine.append(self._vlm.submit([Turn(text or caption, (picture,))], task, self._pictures))
-            with self._lock:
-                self._pending.update(mine)
-                if self._stopped:
-                    return
-            found = [(text, one.answer()) for text, one in zip(asked, mine, strict=True)]
-            answers = tuple(
-                Asked(text, one.text, one.confidence, one.finish_reason, one.unanswerable)
-                for text, one in found
-            )
-            if any(one.finish_reason == "cancelled" for one in answers):
-                raise BatchError("the run is stopped")
+            pairs = list(zip(asked, self._questions, strict=True))
+            turns = [([Turn(text or one.caption, (picture,))], one.task) for text, one in pairs]
+            for pending, (text, one) in zip(self._submit(turns, mine), pairs, strict=True):
+                said = _whole(pending)
+                if one.checked:  # while the other questions are still being answered
+                    said = self._confirmed(picture, said, mine)
+                known = said.confidence, said.finish_reason, said.unanswerable, said.unconfirmed
+                answers.append(Asked(text, said.text, *known))
         except Exception as error:  # of the engine: it costs one picture
-            answers, failure = (), error
+            answers, failure = [], error
         finally:
             with self._lock:
                 self._pending.difference_update(mine)
-        self._deliver(Answered(number, answers, failure, time.perf_counter() - start))
+        self._deliver(Answered(number, tuple(answers), failure, time.perf_counter() - start))
+
+    def _submit(self, asked: Sequence[tuple[list[Turn], Task]], mine: list[Pending]) -> list[Pending]:
+        """Hand questions about a picture to the engine; what is under way for it is `mine`."""
+        new = [self._vlm.submit(turns, task, self._pictures) for turns, task in asked]
+        mine += new
+        with self._lock:
+            self._pending.update(new)
+            if self._stopped:
+                raise BatchError("the run is stopped")
+        return new
+
+    def _confirmed(self, picture: EncodedPicture, caption: Answer, mine: list[Pending]) -> Answer:
+        """The caption after its second look, whose questions join those about other pictures in the engine."""
+        check = Check(self._vlm, picture, caption)
+        pending = self._submit([(turns, self._first_word) for turns in check.conversations], mine)
+        return check.corrected(list(map(_whole, pending)))
 
     def __enter__(self) -> Answering:
         return self
@@ -143,6 +166,14 @@ class Answering:
             for pending in self._pending:
                 pending.ticket.cancel()
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _whole(pending: Pending) -> Answer:
+    """Wait for it. Raises BatchError where the run's end came first."""
+    answer = pending.answer()
+    if answer.finish_reason == "cancelled":
+        raise BatchError("the run is stopped")
+    return answer
 
 
 def cause_of(error: Exception) -> str:

@@ -15,6 +15,7 @@ from vision_lm.errors import BatchError
 AS_GIVEN = (
     "out",
     "caption",
+    "checked",
     "questions",
     "max_tokens",
     "image_column",
@@ -48,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=".jsonl, .csv, .parquet, .sqlite or .db; or a folder for a .txt of each picture",
     )
     parser.add_argument("--caption", choices=("short", "normal", "long"), help="describe each picture")
+    parser.add_argument(
+        "--check",
+        dest="checked",
+        action="store_true",
+        help='ask the model about each thing that a caption names, and call "something" what it does not find',
+    )
     parser.add_argument(
         "--ask", metavar="QUESTION", action="append", default=[], help="about each picture; may be repeated"
     )

@@ -23,6 +23,7 @@ def identity(settings: Settings, questions: Sequence[Question], vlm: VisionLM) -
         "questions": {one.name: one.length or one.text for one in questions},
         "json schema": settings.json_schema,
         "max tokens": settings.max_tokens,
+        "checked": settings.checked or None,  # None: as in journals from before there was a choice
         "dedupe": settings.dedupe,
     }
 

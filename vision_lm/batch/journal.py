@@ -54,6 +54,7 @@ class Asked:
     confidence: float
     finish_reason: str
     unanswerable: bool = False  # less sure than the checkpoint's threshold; of journals of before: not known
+    unconfirmed: tuple[str, ...] = ()  # of a checked caption: what it first named, and does not say any more
 
 
 @dataclass(frozen=True)
@@ -333,7 +334,7 @@ def _planned(row: Sequence[Any]) -> Planned:
 
 def _result_row(result: Result) -> tuple[Any, ...]:
     answers = [
-        [one.question, one.text, one.confidence, one.finish_reason, one.unanswerable]
+        [one.question, one.text, one.confidence, one.finish_reason, one.unanswerable, one.unconfirmed]
         for one in result.answers
     ]
     return (
@@ -372,7 +373,7 @@ def _result(row: Sequence[Any]) -> Result:
         pixels or b"",
         look or b"",
         bool(frames),
-        tuple(Asked(*one) for one in json.loads(answers or "[]")),
+        tuple(Asked(*one[:5], *map(tuple, one[5:])) for one in json.loads(answers or "[]")),
         answered or 0,
         duplicate,
         cause,

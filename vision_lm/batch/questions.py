@@ -15,7 +15,8 @@ from vision_lm.prompts import CaptionLength, check_question
 
 JSON_QUESTION = "Describe the image as JSON."
 RESERVED = ("image", "content", "duplicate_of", "open_seconds", "answer_seconds", "cause", "error")
-SUFFIXES = ("confidence", "finish_reason", "question")  # of the columns beside an answer's
+# Of the columns beside an answer's.
+SUFFIXES = ("confidence", "finish_reason", "question", "unanswerable", "unconfirmed")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Question:
     text: str = ""  # a caption has none: the checkpoint has its own
     fields: tuple[str, ...] = ()  # columns that stand in braces in the text
     length: CaptionLength | None = None  # of a caption
+    checked: bool = False  # a caption that is confirmed by a second look
 
     def filled(self, columns: Mapping[str, str]) -> str:
         """The text with this picture's columns in it."""
@@ -35,7 +37,13 @@ class Question:
 def read_questions(settings: Settings) -> list[Question]:
     """Every question of the settings, in the order of the columns. Raises BatchError, RequestError."""
     asked = [(f"answer_{n}", text) for n, text in enumerate(settings.ask, start=1)]
-    found = [Question("caption", length=settings.caption)] if settings.caption else []
+    if settings.checked and not settings.caption:
+        raise BatchError(
+            "--check is about what a caption names, and no caption is asked for; give --caption short|normal|long"
+        )
+    found = []
+    if settings.caption:
+        found.append(Question("caption", length=settings.caption, checked=settings.checked))
     found += [Question(name, check_question(text)) for name, text in asked]
     if settings.questions:
         found += _read_file(settings.questions, first=len(found) - bool(settings.caption) + 1)

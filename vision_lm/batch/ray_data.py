@@ -9,6 +9,7 @@ keeps a journal.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def answer(
     dataset: Dataset,
     *,
     caption: CaptionLength | None = None,
+    checked: bool = False,
     ask: Mapping[str, str] | Sequence[str] = (),
     image: str = "image",
     model: str = "mini",
@@ -43,13 +45,14 @@ def answer(
 
     `image` is the column with the pictures: arrays (H, W, 3) of uint8, encoded bytes, or paths that every machine can
     read. `ask` gives questions by the names of their columns, or without names ("answer_1", ...); {column} in one is
-    filled in. `replicas`: so many copies of the model, or (least, most) as Ray sees fit, each with its `cpus` and
+    filled in. `checked`: of the caption, as for `VisionLM.caption`; with a column `caption_unconfirmed`, a JSON array of
+    what was taken back. `replicas`: so many copies of the model, or (least, most) as Ray sees fit, each with its `cpus` and
     `gpus`. Lazy, as all of Ray Data. Raises BatchError, RequestError for what cannot be asked.
     """
     columns = dataset.columns() or []
     if image not in columns:
         raise BatchError(f"the dataset has no column {image!r}; it has: {', '.join(columns)}")
-    questions = _questions(caption, ask, columns)
+    questions = _questions(caption, ask, columns, checked=checked)
     # Ray's cores are counted; torch would take all of them in every replica.
     return dataset.map_batches(
         Replica,
@@ -77,33 +80,38 @@ class Replica:
         errors: list[str | None] = [None] * len(pictures)
         for question in self._questions:
             if question.length is not None:
-                replies = self._vlm.caption(pictures, question.length)
+                replies = self._vlm.caption(pictures, question.length, checked=question.checked)
             else:
                 rows = [
                     {name: str(batch[name][row]) for name in question.fields} for row in range(len(pictures))
                 ]
                 replies = self._vlm.ask(pictures, [question.filled(row) for row in rows])
-            texts: list[str | None] = []
-            sure: list[float | None] = []
+            answers: list[Answer | None] = []
             for row, reply in enumerate(replies):
-                if isinstance(reply, Answer):
-                    texts.append(reply.text)
-                    sure.append(reply.confidence)
-                else:
-                    texts.append(None)
-                    sure.append(None)
+                answers.append(reply if isinstance(reply, Answer) else None)
+                if not isinstance(reply, Answer):
                     errors[row] = str(reply)
-            found[question.name], found[f"{question.name}_confidence"] = _column(texts), _column(sure)
+            found[question.name] = _column([one and one.text for one in answers])
+            found[f"{question.name}_confidence"] = _column([one and one.confidence for one in answers])
+            if question.checked:
+                taken_back = [one and json.dumps(one.unconfirmed, ensure_ascii=False) for one in answers]
+                found[f"{question.name}_unconfirmed"] = _column(taken_back)
         return found | {"error": _column(errors)}
 
 
 def _questions(
-    caption: CaptionLength | None, ask: Mapping[str, str] | Sequence[str], columns: Sequence[str]
+    caption: CaptionLength | None,
+    ask: Mapping[str, str] | Sequence[str],
+    columns: Sequence[str],
+    *,
+    checked: bool,
 ) -> list[Question]:
     if isinstance(ask, str):
         raise BatchError(f"ask is {ask!r}; give a list of questions, or a mapping of names to questions")
     named = ask if isinstance(ask, Mapping) else {f"answer_{n}": text for n, text in enumerate(ask, start=1)}
-    found = [Question("caption", length=caption)] if caption else []
+    if checked and not caption:
+        raise BatchError("checked is about a caption; give caption='short', 'normal' or 'long'")
+    found = [Question("caption", length=caption, checked=checked)] if caption else []
     for name, text in named.items():
         fields = fields_of(text, name)
         if unknown := sorted(set(fields) - set(columns)):
@@ -113,7 +121,9 @@ def _questions(
         found.append(Question(name, check_question(text), fields))
     if not found:
         raise BatchError("nothing is asked; give caption='short', 'normal' or 'long', or ask=[...]")
-    taken = {*columns, *RESERVED} & {name for one in found for name in (one.name, f"{one.name}_confidence")}
+    new = [f"{one.name}{suffix}" for one in found for suffix in ("", "_confidence")]
+    new += [f"{one.name}_unconfirmed" for one in found if one.checked]
+    taken = {*columns, *RESERVED} & set(new)
     if taken:
         raise BatchError(f"a column {sorted(taken)[0]!r} is there already; give the question another name")
     return found

@@ -32,15 +32,21 @@ class Table:
         for one in questions:
             columns += [Column(one.name, str), Column(f"{one.name}_confidence", float)]
             columns += [Column(f"{one.name}_finish_reason", str)]
-            if one.length is None:
+            if one.length is None or one.checked:
                 columns.append(Column(f"{one.name}_unanswerable", bool))
+            if one.checked:
+                columns.append(Column(f"{one.name}_unconfirmed", str))
+            if one.length is None:
                 columns.append(Column(f"{one.name}_question", str))
         columns += [Column("content", str), Column("duplicate_of", str)]
         columns += [Column("open_seconds", float), Column("answer_seconds", float)]
         columns += [Column("cause", str), Column("error", str)]
         self.columns = tuple(columns)
         self.answer_names = tuple(one.name for one in questions)
-        self.json_columns = frozenset(one.name for one in questions if json_answers and one.length is None)
+        self.json_columns = frozenset(
+            [one.name for one in questions if json_answers and one.length is None]
+            + [f"{one.name}_unconfirmed" for one in questions if one.checked]
+        )
 
     def row(self, done: Done) -> Row:
         result = done.result
@@ -52,8 +58,11 @@ class Table:
             row[question.name] = answer.text
             row[f"{question.name}_confidence"] = round(answer.confidence, DIGITS)
             row[f"{question.name}_finish_reason"] = answer.finish_reason
-            if question.length is None:
+            if question.length is None or question.checked:
                 row[f"{question.name}_unanswerable"] = answer.unanswerable
+            if question.checked:
+                row[f"{question.name}_unconfirmed"] = json.dumps(answer.unconfirmed, ensure_ascii=False)
+            if question.length is None:
                 row[f"{question.name}_question"] = answer.question
         row["content"], row["duplicate_of"] = result.content, result.duplicate_of
         row["open_seconds"] = round(result.open_seconds, DIGITS)
@@ -72,7 +81,7 @@ class Table:
         return "".join(line.replace("\n", " ") + "\n" for line in lines)
 
     def json_line(self, row: Row) -> str:
-        """A row as a line of JSON; what was asked for as JSON is no string in it, unless it was cut off."""
+        """A row as a line of JSON; lists, and what was asked for as JSON unless it was cut off, are no strings in it."""
         values = {key: _parsed(value) if key in self.json_columns else value for key, value in row.items()}
         return json.dumps(values, ensure_ascii=False) + "\n"
 

@@ -32,6 +32,7 @@ class Settings:
     inputs: tuple[str, ...]
     out: Path
     caption: CaptionLength | None = None
+    checked: bool = False  # the caption: what the model does not find when it is asked for it is taken back
     ask: tuple[str, ...] = ()
     questions: Path | None = (
         None  # .txt, a question a line; or .json, {"name": "question"}; {column} is filled in

@@ -62,6 +62,8 @@ def _card(done: Done, table: Table) -> str:
             f"<p><b>{html.escape(answer.question or name)}</b> {html.escape(answer.text[:TEXT])} "
             f"<i>{answer.confidence:.0%}{', too little to rely on' if answer.unanswerable else ''}</i></p>"
         )
+        if answer.unconfirmed:
+            parts.append(f"<p><i>Not confirmed: {html.escape(', '.join(answer.unconfirmed))}</i></p>")
     if result.duplicate_of:
         parts.append(f"<p><i>the same as {html.escape(result.duplicate_of)}</i></p>")
     if result.error:
