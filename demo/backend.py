@@ -18,6 +18,7 @@ class Settings:
     model: str
     temperature: float = 0.0  # 0 is greedy
     max_tokens: int | None = None  # None: as many as the model's own default
+    checked: bool = False  # a caption: what the model does not find when it is asked for it is taken back
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Reply:
     confidence: float | None = None  # 0 to 1, calibrated
     finish_reason: str | None = None
     unanswerable: bool = False  # less sure than the checkpoint's threshold
+    unconfirmed: tuple[str, ...] = ()  # what a checked caption first named, and does not say any more
 
 
 Writing: TypeAlias = Generator[Reply, None, None]  # the same answer growing; closing it stops the model

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from demo.backend import Backend, Reply, Settings
 from demo.failures import told
@@ -20,7 +21,7 @@ from vision_lm.prompts import CaptionLength, Turn, check_question
 AT_ONCE = 8  # pictures under way
 LOOK_EVERY = 0.3  # seconds
 THUMBNAIL = 112  # pixels of the longest side
-COLUMNS = ("image", "text", "confidence", "finish_reason", "unanswerable", "error")
+COLUMNS = ("image", "text", "confidence", "finish_reason", "unanswerable", "unconfirmed", "error")
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ class Row:
     thumbnail: str = ""  # a data URL
 
     @property
-    def values(self) -> dict[str, str | float | bool | None]:
-        """By COLUMNS."""
+    def values(self) -> dict[str, str | float | bool | list[str] | None]:
+        """By COLUMNS; None where there is nothing."""
         reply = self.reply or Reply("")
         sure = None if reply.confidence is None else round(reply.confidence, 4)
         unsure = reply.unanswerable if self.reply else None
-        values = self.image, reply.text, sure, reply.finish_reason, unsure, self.error or None
+        taken_back = list(reply.unconfirmed) or None
+        values = self.image, reply.text, sure, reply.finish_reason, unsure, taken_back, self.error or None
         return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -87,15 +89,22 @@ def run(backend: Backend, files: Sequence[Path], job: Job, stop: threading.Event
 
 
 def to_csv(rows: Sequence[Row]) -> str:
+    """A list is JSON in it, as in the rows of `vision-lm batch`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
-    writer.writerows(row.values for row in rows)
+    for row in rows:
+        lists = {name: _json(value) for name, value in row.values.items() if isinstance(value, list)}
+        writer.writerow(row.values | lists)
     return text.getvalue()
 
 
 def to_jsonl(rows: Sequence[Row]) -> str:
-    return "".join(json.dumps(row.values, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(_json(row.values) + "\n" for row in rows)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _row(backend: Backend, file: Path, job: Job, stop: threading.Event) -> Row | None:

@@ -13,7 +13,7 @@ from demo.backend import Backend
 from demo.batch import Job, Progress, Row, run, to_csv, to_jsonl
 from demo.batch_table import ON_LOAD, progress, table
 from demo.live import Changes, live, notices, session_of
-from demo.settings import chosen, controls
+from demo.settings import check, chosen, controls
 from demo.stopping import Stops
 from vision_lm.errors import VisionLMError
 
@@ -44,13 +44,14 @@ class BatchTab:
         self.files = gr.File(label="Pictures", file_count="multiple", height=220, elem_id="files")
         self.task = gr.Radio([CAPTION, QUESTION], value=CAPTION, label="What to do", elem_id="task")
         self.length = gr.Radio(["short", "normal", "long"], value="short", label="Caption length")
+        self.checked = check(elem_id="batch-check")
         self.question = gr.Textbox(
             label="Question", placeholder="What colour is it?", visible=False, elem_id="question"
         )
         with gr.Row(elem_classes="actions"):
             self.start = gr.Button("Start", variant="primary", size="md", min_width=110)
             self.stop = gr.Button("Stop", variant="stop", size="md", interactive=False, min_width=80)
-        self.settings = controls(self.backend, elem_id="batch-settings")
+        self.settings = controls(self.backend, "batch-settings", self.checked)
 
     def _draw_answers(self) -> None:
         self.notice = gr.HTML("", js_on_load=live("assertive"), elem_classes="notice")
@@ -62,7 +63,8 @@ class BatchTab:
 
     def _connect(self) -> None:
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.task.change(self._choose, [self.task], [self.length, self.question], queue=False, **hidden)
+        choice = [self.length, self.checked, self.question]
+        self.task.change(self._choose, [self.task], choice, queue=False, **hidden)
         self.start.click(
             self._run,
             [self.files, self.task, self.length, self.question, *self.settings.inputs],
@@ -72,8 +74,9 @@ class BatchTab:
         )
         self.stop.click(self.left, None, None, queue=False, **hidden)
 
-    def _choose(self, task: str) -> tuple[Any, Any]:
-        return gr.update(visible=task == CAPTION), gr.update(visible=task == QUESTION)
+    def _choose(self, task: str) -> tuple[Any, Any, Any]:
+        captions = gr.update(visible=task == CAPTION)
+        return captions, captions, gr.update(visible=task == QUESTION)
 
     def _run(
         self,
@@ -84,6 +87,7 @@ class BatchTab:
         model: str,
         temperature: float,
         tokens: float,
+        checked: bool,
         request: gr.Request,
     ) -> Iterator[Changes]:
         if not files or len(files) > MOST_FILES:
@@ -92,7 +96,7 @@ class BatchTab:
                 self.notice: notices([f"{given}; drop 1 to {MOST_FILES:,} into the box, then press Start."])
             }
             return
-        settings = chosen(model, temperature, tokens)
+        settings = chosen(model, temperature, tokens, checked)
         # A box that is not drawn yet gives None, which would ask for captions.
         job = Job(settings, (question or "") if task == QUESTION else None, length)
         stop = self.stops.begin(session_of(request))

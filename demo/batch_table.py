@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 
 from demo.batch import Progress, Row
-from demo.meter import meter
+from demo.meter import meter, taken_back
 
 # A heading's button sorts by its column, and the other way round the next time. Rows that come later are put in their
 # place. `element` and `watch` are Gradio's.
@@ -75,7 +75,9 @@ def _row(row: Row) -> str:
     picture = f'<img src="{row.thumbnail}" alt="">' if row.thumbnail else ""
     text, sure = (html.escape(row.reply.text), row.reply.confidence) if row.reply else ("", None)
     bar = meter(sure, row.reply.unanswerable) if row.reply and sure is not None else ""
-    answer = text if row.reply else f'<span class="wrong">{html.escape(row.error)}</span>'
+    answer = f'<span class="wrong">{html.escape(row.error)}</span>'
+    if row.reply:
+        answer = text + taken_back(row.reply.unconfirmed)
     return (
         f'<tr><td>{picture}</td><td data-sort="{name}">{name}</td><td data-sort="{text}">{answer}</td>'
         f'<td data-sort="{-1 if sure is None else sure}">{bar}</td></tr>'

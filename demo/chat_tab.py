@@ -15,7 +15,7 @@ from demo.examples import EXAMPLES, ON_LOAD, gallery
 from demo.failures import told
 from demo.live import Changes, live, notices, session_of
 from demo.looked import NOT_LOOKED, figure
-from demo.settings import chosen, controls
+from demo.settings import check, chosen, controls
 from vision_lm.prompts import CaptionLength
 
 LENGTHS: tuple[CaptionLength, ...] = get_args(CaptionLength)
@@ -75,6 +75,7 @@ class ChatTab:
                 self.stop = gr.Button("Stop", variant="stop", size="md", interactive=False, min_width=64)
                 self.retry = gr.Button("Retry", size="md", interactive=False, min_width=64)
                 self.clear = gr.Button("New chat", size="md", interactive=False, min_width=64)
+        self.checked = check(elem_id="check")
 
     def _draw_aside(self) -> None:
         with gr.Column(elem_classes="card"):
@@ -85,7 +86,7 @@ class ChatTab:
             self.looked = gr.HTML(NOT_LOOKED, js_on_load=live("polite"), elem_id="looked")
             self.picture = gr.Radio([], label="Picture", visible=False, elem_id="which")
             self.look = gr.Button("Show where it looked", size="md", interactive=False)
-        self.settings = controls(self.backend, elem_id="settings")
+        self.settings = controls(self.backend, "settings", self.checked)
 
     def _connect(self) -> None:
         settings = self.settings.inputs
@@ -127,9 +128,10 @@ class ChatTab:
         model: str,
         temperature: float,
         tokens: float,
+        checked: bool,
         request: gr.Request,
     ) -> Iterator[Changes]:
-        settings = chosen(model, temperature, tokens)
+        settings = chosen(model, temperature, tokens, checked)
         views = self.chat.send(drafted(box), conversation, settings, session_of(request))
         yield from map(self._shown, views)
 
@@ -142,28 +144,43 @@ class ChatTab:
             model: str,
             temperature: float,
             tokens: float,
+            checked: bool,
             request: gr.Request,
         ) -> Iterator[Changes]:
-            settings = chosen(model, temperature, tokens)
+            settings = chosen(model, temperature, tokens, checked)
             views = self.chat.describe(drafted(box), conversation, length, settings, session_of(request))
             yield from map(self._shown, views)
 
         return describe
 
     def _retry(
-        self, conversation: Conversation, model: str, temperature: float, tokens: float, request: gr.Request
+        self,
+        conversation: Conversation,
+        model: str,
+        temperature: float,
+        tokens: float,
+        checked: bool,
+        request: gr.Request,
     ) -> Iterator[Changes]:
-        views = self.chat.retry(conversation, chosen(model, temperature, tokens), session_of(request))
+        settings = chosen(model, temperature, tokens, checked)
+        views = self.chat.retry(conversation, settings, session_of(request))
         yield from map(self._shown, views)
 
     def _clear(self) -> Changes:
         return self._shown(View(Conversation(), Draft()))
 
     def _look(
-        self, conversation: Conversation, picture: int | None, model: str, temperature: float, tokens: float
+        self,
+        conversation: Conversation,
+        picture: int | None,
+        model: str,
+        temperature: float,
+        tokens: float,
+        checked: bool,
     ) -> Changes:
         try:
-            found = self.chat.explain(conversation, picture or 0, chosen(model, temperature, tokens))
+            settings = chosen(model, temperature, tokens, checked)
+            found = self.chat.explain(conversation, picture or 0, settings)
         except Exception as error:
             return {self.notice: notices([told(error)])}
         return {self.looked: figure(found), self.notice: ""}

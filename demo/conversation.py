@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from demo.backend import Backend, Reply, Settings, Writing
-from demo.meter import meter
+from demo.meter import meter, taken_back
 from demo.picture import Picture
 from vision_lm.explain import Explanation
 from vision_lm.prompts import CaptionLength, Turn
@@ -119,7 +119,8 @@ class Conversation:
             if one.reply.finish_reason is not None:
                 answer: list[Any] = [one.reply.text or "(no answer)"]
                 if one.reply.confidence is not None:
-                    answer.append(gr.HTML(meter(one.reply.confidence, one.reply.unanswerable)))
+                    sure = meter(one.reply.confidence, one.reply.unanswerable)
+                    answer.append(gr.HTML(taken_back(one.reply.unconfirmed) + sure))
                 shown.append({"role": "assistant", "content": answer})
             elif one.reply.text:
                 shown.append({"role": "assistant", "content": one.reply.text})

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from demo.backend import Reply, Settings, Writing
-from vision_lm.answer import AnswerStream
+from vision_lm.answer import Answer, AnswerStream
+from vision_lm.checking import Check, first_word
 from vision_lm.engine import Options
 from vision_lm.explain import Explanation
 from vision_lm.model import VisionLM
+from vision_lm.pictures import Pictures
 from vision_lm.prompts import CaptionLength, Turn
 
 
@@ -30,7 +32,8 @@ class InProcess:
 
     def caption(self, picture: Path, length: CaptionLength, settings: Settings) -> Writing:
         vlm = self._models[settings.model]
-        yield from _written(vlm.stream_caption(picture, length, **_options(settings)))
+        stream = vlm.stream_caption(picture, length, **_options(settings))
+        yield from _checked(vlm, picture, stream) if settings.checked else _written(stream)
 
     def answer(self, turns: Sequence[Turn], settings: Settings) -> Writing:
         vlm = self._models[settings.model]
@@ -54,9 +57,31 @@ def _written(stream: AnswerStream) -> Writing:
             yield Reply(text)
     finally:
         stream.close()
-    answer = stream.answer
-    assert answer is not None
-    yield Reply(answer.text, answer.confidence, answer.finish_reason, answer.unanswerable)
+    assert stream.answer is not None
+    yield _reply(stream.answer)
+
+
+def _checked(vlm: VisionLM, picture: Path, stream: AnswerStream) -> Writing:
+    """In one piece, since what is taken back should not be said; until then empty replies, at which it can be stopped."""
+    try:
+        for _ in stream:
+            yield Reply("")
+    finally:
+        stream.close()
+    assert stream.answer is not None
+    check, task, pictures = Check(vlm, picture, stream.answer), first_word(vlm), Pictures(vlm.encoder)
+    waiting = [vlm.submit(turns, task, pictures) for turns in check.conversations]
+    replies = []
+    for one in waiting:
+        yield Reply("")
+        replies.append(one.answer())
+    yield _reply(check.corrected(replies))
+
+
+def _reply(answer: Answer) -> Reply:
+    return Reply(
+        answer.text, answer.confidence, answer.finish_reason, answer.unanswerable, answer.unconfirmed
+    )
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:

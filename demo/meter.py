@@ -1,6 +1,9 @@
-"""How sure an answer is, as a bar that is also read aloud."""
+"""How sure an answer is, as a bar that is also read aloud; and what of it was taken back."""
 
 from __future__ import annotations
+
+import html
+from collections.abc import Sequence
 
 
 def meter(confidence: float, unanswerable: bool = False) -> str:
@@ -13,3 +16,9 @@ def meter(confidence: float, unanswerable: bool = False) -> str:
         f'<span class="sure-bar" aria-hidden="true"><span style="width:{percent}%"></span></span>'
         f'<span aria-hidden="true">{percent}% sure{warning}</span></div>'
     )
+
+
+def taken_back(unconfirmed: Sequence[str]) -> str:
+    """HTML: a line with what a checked caption first named, and does not say any more; nothing if there is nothing."""
+    names = html.escape(", ".join(unconfirmed))
+    return f'<p class="taken-back">Not confirmed: {names}</p>' if names else ""

@@ -46,6 +46,8 @@ class Server:
     def caption(self, picture: Path, length: CaptionLength, settings: Settings) -> Writing:
         """In one piece: the service streams chats alone."""
         fields = {"length": length} | {name: str(value) for name, value in _options(settings).items()}
+        if settings.checked:
+            fields["checked"] = "true"
         with self._refusals():
             response = self._client.post(
                 "/v1/caption",
@@ -55,7 +57,11 @@ class Server:
             _check(response)
             given = response.json()
         yield Reply(
-            given["text"], given["confidence"], given["finish_reason"], given.get("unanswerable", False)
+            given["text"],
+            given["confidence"],
+            given["finish_reason"],
+            given.get("unanswerable", False),
+            tuple(given.get("unconfirmed", ())),
         )
 
     def answer(self, turns: Sequence[Turn], settings: Settings) -> Writing:

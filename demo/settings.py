@@ -16,15 +16,25 @@ class Controls:
     model: gr.Dropdown
     temperature: gr.Slider
     tokens: gr.Slider
+    checked: gr.Checkbox  # drawn where captions are asked for
 
     @property
     def inputs(self) -> list[gr.components.Component]:
         """What handlers get, in the order of `chosen`."""
-        return [self.model, self.temperature, self.tokens]
+        return [self.model, self.temperature, self.tokens, self.checked]
 
 
-def controls(backend: Backend, elem_id: str) -> Controls:
+def check(elem_id: str) -> gr.Checkbox:
     """Drawn where this is called."""
+    return gr.Checkbox(
+        label="Check what the caption names",
+        info="The model is asked about each thing; what it does not find it calls “something”.",
+        elem_id=elem_id,
+    )
+
+
+def controls(backend: Backend, elem_id: str, checked: gr.Checkbox) -> Controls:
+    """Drawn where this is called, but for `checked`."""
     with gr.Accordion("Settings", open=False, elem_id=elem_id):
         return Controls(
             model=gr.Dropdown(
@@ -46,8 +56,9 @@ def controls(backend: Backend, elem_id: str) -> Controls:
                 label="Longest answer",
                 info="In tokens, about three quarters of a word each. 0: what suits the request.",
             ),
+            checked=checked,
         )
 
 
-def chosen(model: str, temperature: float, tokens: float) -> Settings:
-    return Settings(model, float(temperature), int(tokens) or None)
+def chosen(model: str, temperature: float, tokens: float, checked: bool) -> Settings:
+    return Settings(model, float(temperature), int(tokens) or None, checked)

@@ -16,6 +16,7 @@ import vision_lm
 from demo.backend import Backend, Reply, Settings, Writing
 from demo.in_process import InProcess
 from demo.over_http import Server
+from tests.conftest import scripted
 from tests.demo.conftest import QUESTION
 from tests.server.conftest import running
 from vision_lm.answer import Answer
@@ -92,6 +93,23 @@ def test_an_answer_that_nobody_reads_on_is_stopped(slow: VisionLM, files: list[P
             writing.close()
             slow.engine.wait()
             assert slow.engine.stats.generated_tokens - before < 300
+
+
+def test_a_check_that_is_stopped(trunk_checkpoint: Checkpoint, files: list[Path]) -> None:
+    """In the caption or in its second look: nothing was said yet, and what is not answered yet never is."""
+    vlm = VisionLM(scripted(trunk_checkpoint, "A cube, two cats and the dog with an image."), device="cpu")
+    backend, settings = InProcess({"naming": vlm}), Settings("naming", checked=True)
+    replies = list(backend.caption(files[0], "short", settings))
+    assert replies[-1].unconfirmed == ("cube", "cats", "dog")
+    assert (
+        set(replies[:-1]) == {Reply("")} and len(replies) == 2 + 6
+    )  # a sentence, and two questions about each
+    for read in range(1, len(replies)):
+        writing = backend.caption(files[0], "short", settings)
+        assert [next(writing).text for _ in range(read)] == [""] * read
+        writing.close()
+        vlm.engine.wait()
+        assert vlm.engine.pages.used == 0
 
 
 def test_temperature_is_passed_on(slow: VisionLM, files: list[Path]) -> None:

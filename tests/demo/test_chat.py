@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,10 @@ class Told:
     def caption(self, picture: Path, length: CaptionLength, settings: Settings) -> Writing:
         if self.refuses in picture.name:
             raise RequestError(f"{picture.name} is refused")
-        yield from self._said(f"{length} of {picture.name}")
+        if settings.checked:
+            yield Reply(f"{length} of something", 0.5, "stop", unconfirmed=("<dog>", picture.name))
+        else:
+            yield from self._said(f"{length} of {picture.name}")
 
     def answer(self, turns: Sequence[Turn], settings: Settings) -> Writing:
         if self.refuses in turns[-1].question:
@@ -93,6 +96,27 @@ def test_pictures_without_a_question_are_described_one_by_one(files: list[Path])
     view = last(Chat(Told(refuses="boat")).send(Draft("", tuple(files)), Conversation(), SETTINGS, "me"))
     assert len(view.conversation.exchanges) == 1 and view.notices == ("boat.png is refused",)
     assert view.draft == Draft("", tuple(files[1:]))
+
+
+def test_what_a_check_took_back_is_said_under_the_caption(files: list[Path]) -> None:
+    """In the chat, in the table and in the files; a name is text there. Nothing is said where nothing was taken back."""
+    settings = replace(SETTINGS, checked=True)
+    chat = Chat(Told())
+    for conversation in (
+        last(chat.describe(Draft("", (files[0],)), Conversation(), "short", settings, "me")).conversation,
+        last(chat.send(Draft("", (files[0],)), Conversation(), settings, "me")).conversation,
+    ):
+        text, below = conversation.messages()[-1]["content"]
+        assert text.endswith(" of something") and "Not confirmed: &lt;dog&gt;, apple.png<" in below.value
+    again = last(chat.retry(conversation, SETTINGS, "me")).conversation.messages()[-1]["content"]
+    assert again[0] == "normal of apple.png" and "Not confirmed" not in again[1].value
+
+    *_, now = run(Told(), files[:1], Job(settings, length="short"), threading.Event())
+    assert "short of something<p" in table(now.rows) and "Not confirmed: &lt;dog&gt;, apple" in table(
+        now.rows
+    )
+    assert to_csv(now.rows).splitlines()[1].endswith(',False,"[""<dog>"", ""apple.png""]",')
+    assert '"unconfirmed": ["<dog>", "apple.png"], "error": null}' in to_jsonl(now.rows)
 
 
 def test_nothing_is_lost_when_something_is_refused(files: list[Path], no_picture: Path) -> None:
@@ -192,13 +216,13 @@ def test_a_batch_answers_every_file(files: list[Path], no_picture: Path) -> None
     assert [row.image for row in now.rows] == [path.name for path in paths] and now.total == 4
     assert [bool(row.error) for row in now.rows] == [True, False, True, False]
     assert to_csv(now.rows).splitlines()[2:] == [
-        "apple.png,short of apple.png,0.5,stop,False,",
-        "boat.png,,,,,boat.png is refused",
-        "cube.png,short of cube.png,0.5,stop,False,",
+        "apple.png,short of apple.png,0.5,stop,False,,",
+        "boat.png,,,,,,boat.png is refused",
+        "cube.png,short of cube.png,0.5,stop,False,,",
     ]
     assert to_jsonl(now.rows).splitlines()[2] == (
         '{"image": "boat.png", "text": "", "confidence": null, "finish_reason": null, "unanswerable": null, '
-        '"error": "boat.png is refused"}'
+        '"unconfirmed": null, "error": "boat.png is refused"}'
     )
     with pytest.raises(RequestError, match="the question is empty"):
         next(run(Told(), paths, Job(SETTINGS, question=" "), threading.Event()))

@@ -9,7 +9,9 @@ import pytest
 
 from demo.examples import EXAMPLES
 from demo.in_process import InProcess
+from tests.conftest import scripted
 from tests.demo.conftest import QUESTION, Visiting, plain, serving
+from vision_lm.checkpoint import Checkpoint
 from vision_lm.model import VisionLM
 
 pytestmark = pytest.mark.slow
@@ -58,6 +60,35 @@ def test_captions_of_three_lengths_of_an_example(visiting: Visiting, address: st
         visit.box.press("Enter")
         expected.append(plain(looking.ask(cat.path, cat.question).text))
         assert visit.answered(4) == expected
+
+
+def test_what_a_caption_names_is_checked(
+    visiting: Visiting, trunk_checkpoint: Checkpoint, files: list[Path]
+) -> None:
+    """Ticked with the keyboard, in either tab: what the model does not find stands in a line below the caption."""
+    vlm = VisionLM(scripted(trunk_checkpoint, "A cube, two cats and the dog with an image."), device="cpu")
+    answer = vlm.caption(files[0], "short", checked=True)
+    below = f"Not confirmed: {', '.join(answer.unconfirmed)}"
+    with serving(InProcess({"naming": vlm})) as address, visiting(address) as visit:
+        visit.add(files[0])
+        visit.button("Short").click()
+        visit.answered(1)
+        assert visit.page.get_by_text("Not confirmed").count() == 0
+        check = visit.page.locator("#check").get_by_role("checkbox", name="Check what the caption names")
+        check.focus()
+        visit.page.keyboard.press("Space")
+        visit.button("Short").click()
+        assert visit.answered(2)[1] == answer.text
+        assert visit.page.locator("#conversation").get_by_text(below).is_visible()
+        assert visit.serious_violations() == []
+        visit.page.get_by_role("tab", name="Many pictures").click()
+        visit.page.locator("#files input[type=file]").set_input_files(files)
+        visit.page.locator("#files").get_by_text("cube").first.wait_for()
+        visit.page.locator("#batch-check").get_by_role("checkbox").check()
+        visit.button("Start").click()
+        visit.page.get_by_text("3 of 3 pictures: done.").wait_for()
+        assert visit.page.locator("#answers").get_by_text(below).count() == 3
+        assert visit.serious_violations() == []
 
 
 def test_several_pictures_are_talked_about_together(
@@ -153,12 +184,14 @@ def test_a_visit_without_a_mouse(visiting: Visiting, address: str, files: list[P
             visit.page.keyboard.press("Tab")
             name, outline = visit.page.evaluate(
                 "() => { const one = document.activeElement;"
-                " return [one.ariaLabel ?? one.textContent.trim(), getComputedStyle(one).outlineStyle] }"
+                " const name = one.ariaLabel ?? (one.closest('label') ?? one).textContent.trim();"
+                " return [name, getComputedStyle(one).outlineStyle] }"
             )
             if outline == "none":  # it has left the page, or cannot be seen
                 break
             reached.append(name)
-        names = ["Short", "Normal", "Long", "Retry", "New chat", *(one.shows for one in EXAMPLES)]
+        names = ["Short", "Normal", "Long", "Retry", "New chat", "Check what the caption names"]
+        names += [one.shows for one in EXAMPLES]
         places = [reached.index(name) for name in (*names, "Show where it looked")]
         assert places == sorted(places)
 

@@ -1,7 +1,8 @@
-"""Python, the command line and the service say the same about the same picture."""
+"""Python, the command line, the service, and of checked captions batch and demo too, say the same about a picture."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 
 import vision_lm
+from demo.backend import Settings as DemoSettings
+from demo.in_process import InProcess
+from demo.over_http import Server
+from tests.batch.conftest import draw, json_rows
 from tests.server.conftest import QUESTION, asked, running
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.cli import main
@@ -52,3 +57,39 @@ def test_one_answer_through_every_door(
             assert len(printed["tokens"]) == as_json["usage"]["completion_tokens"] == len(answer.tokens)
             assert as_json["confidence"] == pytest.approx(answer.confidence, abs=1e-5)
             assert printed["confidence"] == pytest.approx(answer.confidence, abs=1e-4)
+
+
+def test_a_checked_caption_through_every_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is said and what was taken back: Python, both commands, the service's two kinds of body, the demo's backends."""
+    paths = [draw(tmp_path / "in" / f"{seed}.png", seed) for seed in range(4)]
+    vlm = vision_lm.load("mini", device="cpu")
+    said = [vlm.caption(path, "long", checked=True) for path in paths]
+    assert any(one.unconfirmed for one in said)
+    command = ["--check", "--device", "cpu"]
+    assert main(["caption", *map(str, paths), "--length", "long", "--json", *command]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    out = tmp_path / "out.jsonl"
+    assert main(["batch", str(tmp_path / "in"), "--caption", "long", "--out", str(out), *command]) == 0
+    for answer, line, row in zip(said, printed, json_rows(out), strict=True):
+        for one, prefix in ((line, ""), (row, "caption_")):
+            assert one[prefix.rstrip("_") or "text"] == answer.text
+            assert one[f"{prefix}unconfirmed"] == list(answer.unconfirmed)
+            assert one[f"{prefix}unanswerable"] is answer.unanswerable
+            assert one[f"{prefix}confidence"] == pytest.approx(answer.confidence, abs=1e-3)
+    with running({"mini": vlm}) as server:
+        for path, answer in zip(paths, said, strict=True):
+            url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+            asked = {"length": "long", "checked": True}
+            as_json = server.client.post("/v1/caption", json=asked | {"image": url}).json()
+            as_form = server.client.post("/v1/caption", data=asked, files={"image": path.read_bytes()}).json()
+            assert as_json == as_form
+            assert (as_json["text"], as_json["unconfirmed"]) == (answer.text, list(answer.unconfirmed))
+            assert as_json["unanswerable"] is answer.unanswerable
+            assert as_json["usage"]["completion_tokens"] == len(answer.tokens)
+            for backend in (InProcess({"mini": vlm}), Server(server.url)):
+                *_, reply = backend.caption(path, "long", DemoSettings("mini", checked=True))
+                assert (reply.text, reply.unconfirmed) == (answer.text, answer.unconfirmed)
+                assert (reply.unanswerable, reply.finish_reason) == (
+                    answer.unanswerable,
+                    answer.finish_reason,
+                )
