@@ -21,8 +21,7 @@ from vision_lm.checking import Check, first_word
 from vision_lm.engine import Options
 from vision_lm.errors import BatchError, VisionLMError
 from vision_lm.model import ANSWER_TOKENS, Pending, Task, VisionLM
-from vision_lm.pictures import EncodedPicture, Picture, PictureEncoder, Pictures
-from vision_lm.preprocess import normalise
+from vision_lm.pictures import EncodedPicture, FittedPicture, PictureEncoder, Pictures
 from vision_lm.prompts import Turn
 
 ENCODED_AT_ONCE = 16  # pictures in a batch of the encoder
@@ -110,8 +109,7 @@ class Answering:
 
     def _tokens(self, batch: Sequence[ToAnswer]) -> Sequence[Tensor | Exception]:
         """The image tokens of each; where a batch fails, of each by itself."""
-        vision = self._vlm.config.vision
-        pictures = [Picture(torch.from_numpy(normalise(one.pixels, vision)), one.digest) for one in batch]
+        pictures = [FittedPicture(one.pixels, one.digest) for one in batch]
         try:
             # Copies: one picture's tokens would keep those of its whole batch in memory.
             return [tokens.clone() for tokens in self._encode(pictures)]
