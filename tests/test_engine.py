@@ -294,9 +294,10 @@ def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Where a step of more than 300 tokens has no memory, all answers still come, and the log says it once or twice."""
-    prefill = TorchDecoder.prefill
+    prefill, all_wait = TorchDecoder.prefill, threading.Event()
 
     def narrow(self: TorchDecoder, embeddings: Tensor, *arguments: Any) -> Tensor:
+        all_wait.wait()  # so that the second step is large, however slowly requests come
         if len(embeddings) > 300:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return prefill(self, embeddings, *arguments)
@@ -304,7 +305,9 @@ def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
     monkeypatch.setattr(TorchDecoder, "prefill", narrow)
     heard(monkeypatch, caplog)
     engine = engine_of(decoder)
-    assert [one.tokens for one in engine.generate(prompts, SETTINGS)] == [one.tokens for one in alone]
+    tickets = [engine.submit(*pair) for pair in zip(prompts, SETTINGS, strict=True)]
+    all_wait.set()
+    assert [ticket.result().tokens for ticket in tickets] == [one.tokens for one in alone]
     assert engine.scheduler.limits.step_tokens <= 1024
     assert 1 <= len(caplog.records) <= 3
     assert "out of memory in a step of 2048 tokens" in caplog.text
