@@ -94,7 +94,8 @@ class AnswerWriter:
                 )
             text = kept + full_stop
         logprobs = generation.logprobs[:count]
-        sure = confidence(logprobs, self.calibration)
+        contests = [contest(*pair) for pair in zip(logprobs, generation.rivals[:count], strict=True)]
+        sure = confidence(contests, self.calibration, phrase=not text.endswith((".", "!", "?")))
         return Answer(
             text,
             sure,
@@ -160,11 +161,24 @@ class Pieces:
         return piece
 
 
-def confidence(token_logprobs: Sequence[float], calibration: Calibration) -> float:
-    """The geometric mean of the tokens' probabilities, Platt-scaled (Platt 1999); 0 for an empty answer."""
-    if not token_logprobs:
+def contest(logprob: float, rival: float) -> float:
+    """The logarithm of a token's share of its own probability and its likeliest rival's: log 1/2 for a tie, 0 for none.
+
+    What is left for all the others says more of how many words there are than of whether this one is right.
+    """
+    ahead = logprob - rival
+    return -math.log1p(math.exp(-ahead)) if ahead > 0 else ahead - math.log1p(math.exp(ahead))
+
+
+def confidence(contests: Sequence[float], calibration: Calibration, *, phrase: bool = True) -> float:
+    """How sure an answer is, Platt-scaled (Platt 1999); 0 for an empty one. `contests`: see `contest`, one for each token.
+
+    Of a phrase ("two red stars") every token must be right: the product of their shares. Whole sentences can be said in many
+    ways, of which none need be likely: their geometric mean.
+    """
+    if not contests:
         return 0.0
-    probability = math.exp(sum(token_logprobs) / len(token_logprobs))
+    probability = math.exp(sum(contests) / (1 if phrase else len(contests)))
     probability = min(max(probability, 1e-6), 1 - 1e-6)  # where the logit is finite
     logit = math.log(probability) - math.log1p(-probability)
     scaled = calibration.scale * logit + calibration.shift

@@ -127,7 +127,7 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Platt scaling of the length-normalised answer probability p: sigmoid(scale * logit(p) + shift)."""
+    """Platt scaling of what `answer.confidence` makes of the tokens, p: sigmoid(scale * logit(p) + shift)."""
 
     scale: float = 1.0
     shift: float = 0.0

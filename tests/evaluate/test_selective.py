@@ -74,10 +74,13 @@ def test_the_report_has_what_the_confidence_is_worth(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("logprob", "caption", "held"), [(-0.1, False, False), (-1.0, False, True), (-1.0, True, False)]
+    ("rival", "caption", "held"), [(-3.0, False, False), (-1.0, False, True), (-1.0, True, False)]
 )
-def test_an_answer_says_that_it_is_none(logprob: float, caption: bool, held: bool) -> None:
-    """exp(-1) = 0.37 is below a threshold of 0.5; a caption has no question that could be unanswerable."""
+def test_an_answer_says_that_it_is_none(rival: float, caption: bool, held: bool) -> None:
+    """A word that is less likely than another is below a threshold of 0.5; a caption has no question that could be
+    unanswerable.
+    """
     writer = AnswerWriter(lambda ids: "red" * len(ids), Calibration(unanswerable=0.5))
-    answer = writer.whole(Generation((1,), (logprob,), "stop"), caption=caption)
-    assert answer.unanswerable is held and answer.confidence == pytest.approx(np.exp(logprob))
+    answer = writer.whole(Generation((1,), (-2.0,), "stop", rivals=(rival,)), caption=caption)
+    assert answer.unanswerable is held
+    assert answer.confidence == pytest.approx(np.exp(-2) / (np.exp(-2) + np.exp(rival)))

@@ -40,6 +40,7 @@ class Generation:
     logprobs: tuple[float, ...]  # under the model's own distribution, whatever the temperature
     finish_reason: FinishReason
     tops: tuple[tuple[tuple[int, float], ...], ...] = ()  # `Token.top` of each
+    rivals: tuple[float, ...] = ()  # `Token.rival` of each
     cut: int | None = None  # characters of the tokens' text that stand before a stop string, if one was found
 
 
@@ -153,6 +154,7 @@ class Request:
             tuple(token.logprob for token in self.tokens),
             self.finish_reason,
             tuple(token.top for token in self.tokens) if self.sampling.top_logprobs else (),
+            tuple(token.rival for token in self.tokens),
             self.stop_strings.cut if self.stop_strings else None,
         )
 

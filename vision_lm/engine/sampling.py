@@ -109,6 +109,7 @@ class Token:
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()  # the likeliest ids and their log-probabilities, in order
+    rival: float = -math.inf  # the log-probability of the likeliest other token
 
 
 @torch.inference_mode()
@@ -128,9 +129,12 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[Token | VisionLMError]:
     logprobs = log_probs.gather(-1, chosen)[:, 0].tolist()
     reachable = scores.gather(-1, chosen)[:, 0].isfinite().tolist()
     tops = _likeliest(log_probs, [row.sampling.top_logprobs for row in rows])
+    rivals = log_probs.scatter_(-1, chosen, -math.inf).amax(-1).tolist()  # the last use of log_probs
     return [
-        Token(token, logprob, top) if fine and math.isfinite(logprob) else _error(logprob)
-        for token, logprob, top, fine in zip(ids.tolist(), logprobs, tops, reachable, strict=True)
+        Token(token, logprob, top, rival) if fine and math.isfinite(logprob) else _error(logprob)
+        for token, logprob, top, rival, fine in zip(
+            ids.tolist(), logprobs, tops, rivals, reachable, strict=True
+        )
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 import warnings
 from collections.abc import Mapping
@@ -43,8 +44,6 @@ def serve(sources: Mapping[str, str], host: str, port: int, settings: Settings, 
         for name, vlm in models.items():
             fields = {"model": name, "device": str(vlm.device), "trained": vlm.config.projector_trained}
             log.info("model loaded", extra={"fields": fields})
-        address, taken_port = listener.getsockname()[:2]
-        log.info("listening", extra={"fields": {"host": address, "port": taken_port}})
         server.run(sockets=[listener])
     finally:
         listener.close()
@@ -58,6 +57,12 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._admission, self._drain_timeout = admission, drain_timeout
         self._deadline: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or ():  # only now: before, a client that reads the log would be refused
+            address, port = one.getsockname()[:2]
+            log.info("listening", extra={"fields": {"host": address, "port": port}})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._deadline is not None:
