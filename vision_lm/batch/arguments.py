@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=_count,
         metavar="N",
-        help="of the encoder, and of the language model beside it, on a CPU (default: half of the cores)",
+        help="of the encoder, and of the language model beside it, on a CPU (default: all cores)",
     )
     parser.add_argument("--no-progress", action="store_true", help="no bar, even on a terminal")
 

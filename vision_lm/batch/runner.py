@@ -97,7 +97,7 @@ def _run(
 def torch_threads(wanted: int | None) -> Iterator[None]:
     """As many threads for torch as a run has: see `Settings.threads`. Afterwards as many as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(wanted or max(1, before // 2))
+    torch.set_num_threads(wanted or before)
     try:
         yield
     finally:

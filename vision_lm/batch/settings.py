@@ -48,8 +48,8 @@ class Settings:
     model: str = "mini"
     device: str = "auto"
     quantize: Literal["int8", "int4"] | None = None
-    # That torch computes with, in a model that the run loads itself on a CPU. None: half of what it would take, since
-    # the encoder and the language model compute at the same time.
+    # That the encoder computes with, and the language model beside it, in a model that the run loads itself on a CPU.
+    # None: what torch takes.
     threads: int | None = None
     workers: int = field(default_factory=lambda: min(available_cores(), 16))  # processes that open pictures
     picture_timeout: float = 120.0  # seconds for opening one; beyond them it has an error instead of answers
