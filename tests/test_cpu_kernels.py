@@ -32,6 +32,8 @@ PLAIN = (
     if "x86-64" in subprocess.check_output(["uname", "-m"], text=True).replace("_", "-")
     else NATIVE
 )
+# Where there are wide vectors but no integer products: a third way through the code.
+WIDE = ["-march=skylake-avx512"] if "avx512vl" in compiling.processor() else []
 SHAPES = [(256, 64), (130, 2048), (4, 128), (7, 4160)]  # N, K
 STORED: list[Any] = [
     (None, torch.float32),
@@ -42,7 +44,7 @@ STORED: list[Any] = [
 ]
 
 
-@pytest.fixture(scope="module", params=[NATIVE, PLAIN])
+@pytest.fixture(scope="module", params=[NATIVE, PLAIN, *WIDE])
 def team(request: pytest.FixtureRequest) -> Team:
     return Team.start(2, request.param)
 
@@ -65,10 +67,13 @@ def test_products_against_float64(team: Team, shape: tuple[int, int], mode: Any,
 
 
 @pytest.mark.parametrize(("mode", "dtype"), STORED)
-def test_a_row_does_not_depend_on_those_beside_it(team: Team, mode: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("outputs", [70, 200])  # 200: tiles of every width that the kernels have
+def test_a_row_does_not_depend_on_those_beside_it(
+    team: Team, mode: Any, dtype: torch.dtype, outputs: int
+) -> None:
     """To the last bit, in any number of rows, wherever it stands."""
     torch.manual_seed(1)
-    layer = NativeLinear.pack(team, torch.randn(70, 256), torch.randn(70), mode, dtype)
+    layer = NativeLinear.pack(team, torch.randn(outputs, 256), torch.randn(outputs), mode, dtype)
     x = torch.randn(130, 256)
     alone = torch.cat([layer(row[None]) for row in x])
     for count in (2, 3, 5, 64, 130):
@@ -87,6 +92,18 @@ def test_what_is_not_a_number_stays_none(team: Team, mode: Any, dtype: torch.dty
     y = layer(x)
     assert not torch.isfinite(y[1]).any()
     assert torch.isfinite(y[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_sums_of_the_largest_codes(team: Team, mode: Any) -> None:
+    """Integers hold the sums of products that are all as large as they can be, in either direction."""
+    rows = torch.ones(20, 4224)
+    rows[10:] = -1
+    x = torch.ones(9, 4224)
+    x[4:] = -1
+    layer = NativeLinear.pack(team, rows, None, mode, torch.float32)
+    exact = x.double() @ layer.dequantised().t()
+    assert ((layer(x).double() - exact).abs() <= 1e-6 * exact.abs()).all()
 
 
 def test_the_smallest_exact_copy_is_kept() -> None:
@@ -211,6 +228,41 @@ def test_a_prompt_is_the_same_whole_in_pieces_and_with_others(team: Team, mode: 
         assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_a_key_that_is_no_number_is_not_passed_over(team: Team, odd: float) -> None:
+    """One number of one key, as an overflow leaves it: whoever sees it gets nothing finite, and others what they had."""
+    torch.manual_seed(6)
+    config = text_config(**LAYOUTS["heads of 32"])
+    decoder = CpuDecoder(config, random_phi(config).state_dict(), torch.float32, team=team)
+    prompts = [torch.randn(21, config.hidden_size), torch.randn(30, config.hidden_size)]
+    cache, pages = filled_cache(config, decoder, prompts)
+    before = decoder.decode([7, 8], [21, 30], pages, cache)
+    cache.memory[0, 1, cache.slots(pages[0], 6)[5], 3] = odd
+    after = decoder.decode([7, 8], [21, 30], pages, cache)
+    assert not torch.isfinite(after[0]).any()
+    assert torch.equal(after[1], before[1])
+
+
+def test_a_prompt_in_another_dtype_and_its_pieces_in_any_order() -> None:
+    """As the torch decoder takes them: embeddings in 16 bits, and of one sequence two tokens, the later one first."""
+    torch.manual_seed(7)
+    config = text_config(**LAYOUTS["heads of 32"])
+    weights = random_phi(config).state_dict()
+    prompt = torch.randn(21, config.hidden_size).bfloat16()
+
+    def read(decoder: TorchDecoder) -> Tensor:
+        cache = KVCache(config, 2, CPU, torch.float32)
+        cache.memory.fill_(float("nan"))
+        slots = cache.slots([1, 0], 21)
+        first = decoder.prefill(prompt[:19], [Chunk(0, 19, slots[:19], True)], cache)
+        chunks = [Chunk(20, 1, slots, True), Chunk(19, 1, slots[:20], True)]
+        return torch.cat([first, decoder.prefill(prompt[[20, 19]], chunks, cache)])
+
+    theirs = read(TorchDecoder(config, weights, CPU, torch.float32))
+    ours = read(CpuDecoder(config, weights, torch.float32, team=Team.start(2)))
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
 def test_a_step_is_the_same_in_any_batch_and_with_any_number_of_threads() -> None:
     """To the last bit: sequences alone, with others, in another order, computed by 1, 2, 3 or 5 threads."""
     torch.manual_seed(4)
@@ -299,3 +351,29 @@ def test_a_process_with_a_team_ends() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout == "made\n"
+
+
+def test_every_piece_is_done_once(tmp_path: Path) -> None:
+    """Teams on their own, in C++: any number of pieces, threads that sleep and threads that are late."""
+    flags = [flag for flag in compiling.FLAGS if flag not in ("-shared", "-fPIC")]
+    source, made = Path(__file__).parent / "team.cpp", tmp_path / "team"
+    subprocess.run([compiling.find_compiler(), *flags, str(source), "-o", str(made)], check=True)
+    subprocess.run([str(made)], timeout=120, check=True)
+
+
+def test_a_system_without_threads_to_give() -> None:
+    """A team is then of those that there are."""
+    code = """
+import resource, torch
+from vision_lm.engine.cpu.library import Team
+from vision_lm.engine.cpu.linear import NativeLinear
+Team.start(1)  # what is loaded takes no memory from the threads
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), limits[1]))
+team = Team.start(500)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+weight, x = torch.randn(256, 64), torch.randn(3, 64)
+assert torch.allclose(NativeLinear.pack(team, weight, None, None, torch.float32)(x), x @ weight.T, atol=1e-4)
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=True)

@@ -147,11 +147,12 @@ def test_a_picture_larger_than_a_chunk_waits_for_a_step_of_its_own_and_others_go
     assert any(count >= IMAGE_TOKENS for step in prefills for _, count in step)
 
 
-def test_a_chunk_that_cuts_a_picture_is_refused(phi: Any) -> None:
-    decoder = decoder_of("torch", TEXT, phi.state_dict())
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_chunk_that_cuts_a_picture_is_refused(phi: Any, kind: str) -> None:
+    decoder = decoder_of(kind, TEXT, phi.state_dict())
     cache = KVCache(TEXT, 4, decoder.device, decoder.dtype)
-    chunk = Chunk(0, 8, cache.slots([0], 8), True, prefix=9)
     with pytest.raises(ValueError, match="ends at 8, inside of the 9 tokens"):
+        chunk = Chunk(0, 8, cache.slots([0], 8), True, prefix=9)
         decoder.prefill(torch.randn(8, TEXT.hidden_size), [chunk], cache)
 
 

@@ -40,6 +40,13 @@ class Chunk:
     complete: bool  # whether the logits after its last token are wanted
     prefix: int = 0  # the sequence's first tokens that see each other in both directions, never cut
 
+    def __post_init__(self) -> None:
+        stop = self.start + self.count
+        if self.start < self.prefix > stop:
+            raise ValueError(
+                f"a chunk ends at {stop}, inside of the {self.prefix} tokens that see each other"
+            )
+
 
 class TorchDecoder:
     """A Phi language model that turns embeddings into next-token logits."""
@@ -203,8 +210,6 @@ def seen_mask(chunk: Chunk) -> Tensor | None:
     stop = chunk.start + chunk.count
     if chunk.start >= chunk.prefix and (chunk.start == 0 or chunk.count == 1):
         return None
-    if chunk.start < chunk.prefix > stop:
-        raise ValueError(f"a chunk ends at {stop}, inside of the {chunk.prefix} tokens that see each other")
     positions = torch.arange(stop, device=chunk.slots.device)  # (S,)
     last = positions[chunk.start :].clamp(min=chunk.prefix - 1)  # (C,): each token sees up to here
     return positions <= last[:, None]

@@ -103,7 +103,7 @@ class CpuDecoder(TorchDecoder):
         ends = counts.cumsum(0) - 1
         return self._step(
             Tokens(
-                embeddings=embeddings.contiguous(),
+                embeddings=embeddings.to(self.dtype).contiguous(),
                 sequences=torch.arange(len(chunks)).repeat_interleave(counts),
                 positions=positions,
                 seen=torch.where(positions < prefixes, prefixes, positions + 1),
@@ -136,7 +136,7 @@ class CpuDecoder(TorchDecoder):
                 rows=len(positions),
                 logit_rows=len(last),
                 table_width=width,
-                together=len(positions) > len(whole),
+                together=tokens.ids is None,
                 ids=None if tokens.ids is None else address(tokens.ids),
                 embeddings=None if tokens.embeddings is None else address(tokens.embeddings),
                 sequences=address(sequences),

@@ -148,8 +148,10 @@ inline void int4_tile(const Matrix& matrix, const Rounded& x, int64_t first_row,
             const int64_t at = (v * groups + g) * LANES;
             const Floats scale = load(matrix.group_scales(n) + at), zero = load(matrix.group_zeros(n) + at);
 #pragma GCC unroll 8
-            for (int m = 0; m < M; ++m)
-                totals[m][v] += as_floats(partial[m][v]) * scale + zero * broadcast(sums[m * groups + g]);
+            for (int m = 0; m < M; ++m) {
+                totals[m][v] += as_floats(partial[m][v]) * scale;
+                totals[m][v] += zero * broadcast(sums[m * groups + g]);
+            }
         }
     }
     for (int m = 0; m < M; ++m)

@@ -105,7 +105,7 @@ inline void all_tiles(const Matrix& matrix, int64_t rows, int64_t begin, int64_t
             const int64_t at = n + v * LANES;
             const Floats bias = load(matrix.bias + at);
 #pragma GCC unroll 8
-            for (int i = 0; i < M; ++i) target.put(m + i, at, result[i][v] + bias, end - at);
+            for (int i = 0; i < M; ++i) target.put(m + i, at, unfused(result[i][v]) + bias, end - at);
         }
     };
     const auto column = [&]<int V>(int64_t n, std::integral_constant<int, V>) {

@@ -13,14 +13,10 @@ namespace vlm {
 struct Activations {
     const float* x;
     int64_t rows;
-    Rounded* rounded;
-
-    // To be called once before any product with this matrix.
-    const Activations& for_matrix(const Matrix& matrix) const {
-        if (MULTIPLIES_INTEGERS && matrix.kind >= INT8) rounded->take(x, rows, matrix.inputs);
-        return *this;
-    }
+    const Rounded* rounded;
 };
+
+inline bool wants_codes(const Matrix& matrix) { return MULTIPLIES_INTEGERS && matrix.kind >= INT8; }
 
 // Outputs begin to end; begin is a multiple of sixteen.
 inline void multiply(const Matrix& matrix, const Activations& given, int64_t begin, int64_t end, const Target& target) {
@@ -32,7 +28,7 @@ inline void multiply(const Matrix& matrix, const Activations& given, int64_t beg
         return row_products<Float16>(matrix, x, rows, begin, end, target);
     }
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-    if (matrix.kind >= INT8) return integer_products(matrix, *given.rounded, rows, begin, end, target);
+    if (wants_codes(matrix)) return integer_products(matrix, *given.rounded, rows, begin, end, target);
 #endif
     switch (matrix.kind) {
         case FLOAT32: return panel_products<Plain<float>>(matrix, x, rows, begin, end, target);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 #if defined(__x86_64__)
@@ -15,47 +16,60 @@
 
 namespace vlm {
 
-constexpr int SPINS = 300;       // looks before a waiting thread lets others run: some microseconds
-constexpr int64_t MOST = 60000;  // pieces at once
+constexpr int SPINS = 300;  // looks before a waiting thread lets others run: some microseconds
 
 class Team {
   public:
-    explicit Team(int size) : size_(size) {
-        for (int rank = 1; rank < size; ++rank) threads_.emplace_back([this, rank] { help(rank); });
+    // Of as many threads, the caller's own among them; or of fewer where the system has no more to give.
+    explicit Team(int size) {
+        threads_.reserve(size - 1);
+        try {
+            for (int rank = 1; rank < size; ++rank) threads_.emplace_back([this, rank] { help(rank); });
+        } catch (const std::system_error&) {
+        }
     }
 
     ~Team() {
         ending_ = true;
-        state_.fetch_add(GENERATION, std::memory_order_release);
+        state_ += GENERATION;
         state_.notify_all();
         for (std::thread& thread : threads_) thread.join();
     }
 
-    int size() const { return size_; }
+    int size() const { return (int)threads_.size() + 1; }
 
-    // `piece(number, rank)` for every number below `count`, at most MOST, by whichever thread is free; returns when all
-    // are done. One caller at a time; it has rank 0.
+    // `piece(number, rank)` for every number below `count`, by whichever thread is free; returns when all are done.
+    // One caller at a time, and none from within a piece; it has rank 0. A piece must not throw.
     template <class Piece>
     void each(int64_t count, const Piece& piece) {
-        if (size_ == 1 || count <= 1) {
+        if (size() == 1 || count <= 1) {
             for (int64_t number = 0; number < count; ++number) piece(number, 0);
             return;
         }
-        const uint64_t generation = (state_.load(std::memory_order_relaxed) / GENERATION + 1) * GENERATION;
-        state_.store(generation | CLOSED, std::memory_order_seq_cst);  // from here on nobody takes what is being written
-        call_.store([](const void* work, int64_t number, int rank) { (*static_cast<const Piece*>(work))(number, rank); },
-                    std::memory_order_relaxed);
-        work_.store(&piece, std::memory_order_relaxed);
-        count_.store(count, std::memory_order_relaxed);
-        state_.store(generation + GENERATION, std::memory_order_seq_cst);
-        state_.notify_all();
-        while (take(0)) {}
-        for (int spins = 0; (state_.load(std::memory_order_acquire) & DONE) != (uint64_t)count; ++spins) pause(spins);
+        for (int64_t first = 0; first < count; first += MOST)
+            share(std::min(count - first, MOST), [&](int64_t number, int rank) { piece(first + number, rank); });
     }
 
   private:
     // One word: how often there was new work, how many pieces have been taken, and how many are done.
     static constexpr uint64_t DONE = 0xffff, TAKEN = 0x10000, CLOSED = 0xffff0000, GENERATION = 0x100000000;
+    static constexpr int64_t MOST = 0xfffe;  // pieces that it can count
+
+    // The work is written while the state is closed, and each part with release: who reads a part of it, with acquire,
+    // finds the old state gone.
+    template <class Piece>
+    void share(int64_t count, const Piece& piece) {
+        const uint64_t generation = (state_.load(std::memory_order_relaxed) / GENERATION + 1) * GENERATION;
+        state_.store(generation | CLOSED, std::memory_order_relaxed);
+        call_.store([](const void* work, int64_t number, int rank) { (*static_cast<const Piece*>(work))(number, rank); },
+                    std::memory_order_release);
+        work_.store(&piece, std::memory_order_release);
+        count_.store(count, std::memory_order_release);
+        state_.store(generation + GENERATION, std::memory_order_seq_cst);
+        state_.notify_all();
+        while (take(0)) {}
+        for (int spins = 0; (state_.load(std::memory_order_acquire) & DONE) != (uint64_t)count; ++spins) pause(spins);
+    }
 
     // Take a piece and do it; false where there is none. A state that is still the same when the piece is taken says that
     // what was read between belongs to it; and until it is done, its caller keeps all that it needs.
@@ -63,9 +77,9 @@ class Team {
         uint64_t state = state_.load(std::memory_order_acquire);
         for (;;) {
             if ((state & CLOSED) == CLOSED) return false;
-            const auto call = call_.load(std::memory_order_relaxed);
-            const void* const work = work_.load(std::memory_order_relaxed);
-            const int64_t count = count_.load(std::memory_order_relaxed), number = (state & CLOSED) / TAKEN;
+            const auto call = call_.load(std::memory_order_acquire);
+            const void* const work = work_.load(std::memory_order_acquire);
+            const int64_t count = count_.load(std::memory_order_acquire), number = (state & CLOSED) / TAKEN;
             if (number >= count) return false;
             if (!state_.compare_exchange_weak(state, state + TAKEN, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
             call(work, number, rank);
@@ -89,22 +103,19 @@ class Team {
             } else if (++spins < SPINS) {
                 pause(0);
             } else {
-                asleep(seen);
+                sleep(seen);
                 spins = 0;
             }
         }
     }
 
-    // Until there is new work. What others take and finish changes the state too, and is no reason to wake.
-    void asleep(uint64_t seen) {
-        while (state_.load(std::memory_order_acquire) / GENERATION == seen / GENERATION && !ending_) {
-            const uint64_t now = state_.load(std::memory_order_acquire);
-            if (now / GENERATION != seen / GENERATION) return;
+    // Until there is new work, or none ever again. What others take and finish changes the state too, and is no reason to
+    // wake.
+    void sleep(uint64_t seen) {
+        for (uint64_t now = seen; now / GENERATION == seen / GENERATION && !ending_; now = state_.load(std::memory_order_acquire))
             state_.wait(now, std::memory_order_acquire);
-        }
     }
 
-    const int size_;
     std::vector<std::thread> threads_;
     std::atomic<uint64_t> state_{CLOSED};
     std::atomic<bool> ending_{false};

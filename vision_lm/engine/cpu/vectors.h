@@ -74,6 +74,17 @@ inline Floats held(Floats vector) {
     return vector;
 }
 
+// A product that is rounded before anything is added to it. Compilers fuse some products with the sum that follows and leave
+// others, as a tile's size has it: then a row's result would depend on how many stand beside it.
+inline Floats unfused(Floats product) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(product));
+#else
+    asm("" : "+m"(product));
+#endif
+    return product;
+}
+
 // One float as a stored number, rounded to nearest, ties to even.
 
 inline void store(float* to, float value) { *to = value; }
@@ -106,6 +117,7 @@ inline Four sums(Floats a, Floats b, Floats c, Floats d) {
 
 inline float sum(Floats vector) { return sums(vector, vector, vector, vector)[0]; }
 
+// b where one of them is no number.
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 inline float largest(Floats vector) {
@@ -114,10 +126,10 @@ inline float largest(Floats vector) {
     return found;
 }
 
-// e to the power of x, within two units in the last place (Cephes' polynomial).
+// e to the power of x, within two units in the last place (Cephes' polynomial); of what is no number none.
 inline Floats exponential(Floats x) {
-    x = larger(x, broadcast(-87.3f));
-    x = x < 88.3f ? x : broadcast(88.3f);
+    x = larger(broadcast(-87.3f), x);
+    x = x > 88.3f ? broadcast(88.3f) : x;
     constexpr float ROUNDER = 12582912.f;  // 1.5 * 2**23: added and taken away again, it rounds to an integer
     const Floats whole = (x * 1.44269504f + ROUNDER) - ROUNDER;
     Floats rest = x - whole * 0.693359375f;

@@ -1,0 +1,99 @@
+// A product shared out to a team: by outputs, or of many rows by rows.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "model.h"
+#include "product.h"
+#include "team.h"
+
+namespace vlm {
+
+// Pieces of a product that threads take: enough that one which comes late or is held up leaves the rest to the others.
+constexpr int64_t PIECES = 4;     // for each thread
+constexpr int64_t BLOCK = 48;     // rows of activations at a time, so that they stay in a core's cache
+constexpr int64_t ROWS_EACH = 8;  // for a thread, from which on rows are shared out rather than outputs
+
+// A product's work by pieces: some outputs of every row, or every output of some rows.
+class Pieces {
+  public:
+    Pieces(int threads, int64_t rows, int64_t outputs) : rows_(rows), outputs_(outputs), by_rows_(rows >= ROWS_EACH * threads) {
+        const int64_t whole = by_rows_ ? rows : outputs, grain = by_rows_ ? BATCH : PANELS * LANES;
+        const int64_t even = (whole + threads * PIECES - 1) / (threads * PIECES);
+        size_ = (even + grain - 1) / grain * grain;
+        if (by_rows_) size_ = std::min(size_, BLOCK);
+    }
+
+    // In which case every piece needs all rows' inputs: better made once, before.
+    bool by_outputs() const { return !by_rows_; }
+
+    // `piece(m, rows, begin, end, rank)`: rows from m on, outputs begin to end.
+    template <class Piece>
+    void run(Team& team, const Piece& piece) const {
+        const int64_t whole = by_rows_ ? rows_ : outputs_;
+        team.each((whole + size_ - 1) / size_, [&](int64_t number, int rank) {
+            const int64_t first = number * size_, last = std::min(first + size_, whole);
+            if (by_rows_)
+                piece(first, last - first, 0, outputs_, rank);
+            else
+                piece(0, rows_, first, last, rank);
+        });
+    }
+
+  private:
+    int64_t rows_, outputs_, size_;
+    bool by_rows_;
+};
+
+// What a product reads: rows of activations, normalised first if there is a norm, and their codes if a matrix wants them.
+struct Inputs {
+    std::vector<float> normed;
+    Rounded rounded;
+
+    void reserve(const Norm* norm, int64_t rows, const Matrix& matrix) {
+        if (norm) normed.resize(std::max<size_t>(normed.size(), rows * matrix.inputs));
+        if (wants_codes(matrix)) rounded.reserve(rows, matrix.inputs);
+    }
+
+    // There must be room for them.
+    Activations take(const Norm* norm, const float* x, int64_t rows, const Matrix& matrix, float epsilon) {
+        if (norm) {
+            for (int64_t m = 0; m < rows; ++m)
+                normalise(x + m * matrix.inputs, *norm, matrix.inputs, epsilon, normed.data() + m * matrix.inputs);
+            x = normed.data();
+        }
+        if (wants_codes(matrix)) rounded.take(x, rows, matrix.inputs);
+        return {x, rows, &rounded};
+    }
+};
+
+// norm(x) (M, K) by outputs begin to end of a matrix: `results(activations, m, begin, end)` for each piece.
+class Products {
+  public:
+    explicit Products(Team& team) : team_(team), own_(team.size()) {}
+
+    template <class Results>
+    void run(const Matrix& matrix, int64_t first, int64_t last, const Norm* norm, float epsilon, const float* x, int64_t rows,
+             const Results& results) {
+        const Pieces pieces(team_.size(), rows, last - first);
+        Activations all{};
+        if (pieces.by_outputs()) {
+            own_[0].reserve(norm, rows, matrix);
+            all = own_[0].take(norm, x, rows, matrix, epsilon);
+        } else {
+            for (Inputs& own : own_) own.reserve(norm, std::min(rows, BLOCK), matrix);  // here: a piece must not throw
+        }
+        pieces.run(team_, [&](int64_t m, int64_t count, int64_t begin, int64_t end, int rank) {
+            const Activations some =
+                pieces.by_outputs() ? all : own_[rank].take(norm, x + m * matrix.inputs, count, matrix, epsilon);
+            results(some, m, first + begin, first + end);
+        });
+    }
+
+  private:
+    Team& team_;
+    std::vector<Inputs> own_;  // of each thread
+};
+
+}  // namespace vlm
