@@ -69,9 +69,14 @@ def test_two_replicas_answer_as_one_process(
             with client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as response:
                 lines = [line for line in response.iter_lines() if line]
             assert lines[-1] == "data: [DONE]" and len(lines) > 2
+
+            def both_took_part() -> bool:
+                answer(0)  # one that starts late has had none of those above
+                return len(set(re.findall(r"\(ServeReplica\S* pid=([0-9]+)\)", log.read_text()))) == 2
+
+            until(both_took_part, 120)
             missing = client.post("/v1/chat/completions", json=body | {"model": "other"})
             assert "there are: tiny" in refusal(missing, 404)["message"]
-        until(lambda: len(set(re.findall(r"\(ServeReplica\S* pid=([0-9]+)\)", log.read_text()))) == 2, 30)
         server.send_signal(signal.SIGTERM)
         assert server.wait(90) == 0, log.read_text()[-2000:]
     finally:
