@@ -34,10 +34,10 @@ inline void turn(float* head, const float* cos, const float* sin, int dims) {
     }
 }
 
-// Soon wanted: a page is where the processor's own foresight ends.
+// Some of the next page, where the processor's own foresight ends.
 template <class Element>
 inline void fetch(const Element* from, int count) {
-    for (int64_t at = 0; at < (int64_t)(count * sizeof(Element)); at += 64) __builtin_prefetch((const char*)from + at);
+    for (int64_t at = 0; at < (int64_t)(count * sizeof(Element)); at += 64) soon((const char*)from + at);
 }
 
 // query (W * LANES,), turned and scaled, over `tokens` tokens -> result. `scores` holds tokens + LANES floats.

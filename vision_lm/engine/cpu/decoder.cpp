@@ -51,16 +51,17 @@ class Decoder {
             else
                 std::memcpy(to, batch.embeddings + b * width, width * sizeof(float));
         }
-        const bool some = batch.logit_rows < rows;
-        for (int number = 0; number < model_.count - some; ++number) block<Element>(batch, number, hidden_.data());
-        if (!some) return logits(rows, hidden_.data(), batch.logits);
-
+        const int last = model_.count - 1;
+        for (int number = 0; number < last; ++number) block<Element>(batch, number, hidden_.data());
+        if (batch.logit_rows == rows) {
+            block<Element>(batch, last, hidden_.data());
+            return logits(rows, hidden_.data(), batch.logits);
+        }
         // Of the other tokens the last layer's keys and values are wanted, and no more.
-        const int number = model_.count - 1;
-        project_keys(layers_[number], rows);
-        keep_all(batch, cache_of<Element>(batch, number));
+        project_keys(layers_[last], rows);
+        keep_all(batch, cache_of<Element>(batch, last));
         gather_last(batch);
-        block<Element>(last_.batch(batch), number, last_.hidden.data());
+        block<Element>(last_.batch(batch), last, last_.hidden.data());
         logits(batch.logit_rows, last_.hidden.data(), batch.logits);
     }
 
@@ -173,7 +174,7 @@ class Decoder {
         });
     }
 
-    void turned(float* head, int64_t position) const {
+    void turn_to(float* head, int64_t position) const {
         const float* cos = model_.rotary + position * model_.head_width;
         turn(head, cos, cos + model_.positions * model_.head_width, model_.turned);
     }
@@ -184,7 +185,7 @@ class Decoder {
         float* key = project_.data() + b * projected() + (int64_t)(model_.heads + head) * width;
         const float* value = key + (int64_t)model_.key_heads * width;
         const int64_t position = batch.positions[b];
-        turned(key, position);
+        turn_to(key, position);
         const int64_t slot = slot_of(batch.table + (int64_t)batch.sequences[b] * batch.table_width, position);
         for (int i = 0; i < width; ++i) {
             store(cache.key(head, slot) + i, key[i]);
@@ -201,15 +202,15 @@ class Decoder {
             const int64_t at = (int64_t)(head * groups + g) * width;
             float* query = own.query.data();
             std::memcpy(query, project_.data() + b * projected() + at, width * sizeof(float));
-            turned(query, batch.positions[b]);
+            turn_to(query, batch.positions[b]);
             for (int i = 0; i < width; ++i) query[i] *= scale;
-            look(query, cache, head, pages, batch.seen[b], own.scores.data(), mixed_.data() + b * layers_[0].out.inputs + at);
+            attend_as(query, cache, head, pages, batch.seen[b], own.scores.data(), mixed_.data() + b * layers_[0].out.inputs + at);
         }
     }
 
     template <class Element>
-    static void look(const float* query, const Cache<Element>& cache, int head, const int32_t* pages, int64_t tokens,
-                     float* scores, float* result) {
+    static void attend_as(const float* query, const Cache<Element>& cache, int head, const int32_t* pages, int64_t tokens,
+                          float* scores, float* result) {
         switch (cache.width / LANES) {
             case 1: return attend<1>(query, cache, head, pages, tokens, scores, result);
             case 2: return attend<2>(query, cache, head, pages, tokens, scores, result);

@@ -1,7 +1,7 @@
 // int8 and int4 weights times activations rounded to 15 bits, by integer dot products (AVX-512 VNNI).
 //
-// A row of activations becomes x = code * step, within max|x| / 65,534 of the truth: finer than bfloat16. Integer
-// sums are exact, so that no row depends on the others beside it.
+// A row of activations becomes x = code * step, within max|x| / 65,534 of the truth: finer than bfloat16 for all that is
+// above a 128th of the largest. Integer sums are exact, so that no row depends on the others beside it.
 #pragma once
 
 #include <algorithm>
@@ -74,8 +74,9 @@ inline __m512i pair_at(const int16_t* from) {
     return _mm512_set1_epi32(both);
 }
 
-constexpr int64_t FLUSH = 512;    // inputs whose products, of 15 and 7 bits, an int32 can sum
+constexpr int64_t FLUSH = 512;   // inputs whose products, of 15 and 7 bits, an int32 can sum
 constexpr int64_t AHEAD = 1024;  // bytes of a panel that are fetched before they are wanted
+static_assert(FLUSH * 128 * (int64_t)LARGEST <= INT32_MAX);
 
 // V panels of an int8 weight times M rows of codes (M, K).
 template <int M, int V>

@@ -29,9 +29,8 @@ class NativeLinear:
     """
 
     team: Team
-    weight: (
-        Tensor  # (N, K); or of P panels: float (P, K, 16), int8 (P, K / 2, 16, 2), uint8 (P, K' / 4, 16, 2)
-    )
+    # (N, K); or of P panels: float (P, K, 16), int8 (P, K / 2, 16, 2), uint8 (P, K' / 4, 16, 2)
+    weight: Tensor
     scale: Tensor | None  # float32 (P * 16,), or (P, K' / GROUP, 16)
     zero: Tensor | None  # float32 (P, K' / GROUP, 16)
     bias: Tensor  # float32 (P * 16,)

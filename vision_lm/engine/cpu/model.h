@@ -29,7 +29,7 @@ struct Model {
 
 struct Batch {
     int32_t rows, logit_rows, table_width;
-    int32_t together;           // whether a token sees others that stand beside it in this step
+    int32_t together;           // whether a token may see others that stand beside it in this step
     const int64_t* ids;         // (N,), or none and
     const float* embeddings;    // (N, Dt)
     const int32_t* sequences;   // (N,): row of the table

@@ -1,7 +1,6 @@
 // Products with a weight that lies in panels: one input of many outputs at a time, so that no sums go across lanes.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -88,13 +87,12 @@ inline void panel_tile(const Matrix& matrix, const float* x, int64_t n, Floats (
         for (int v = 0; v < V; ++v) result[m][v] = weights[v].scaled(totals[m][v]);
 }
 
-// Every tile of outputs begin to end and all rows: `tile(m, n, sizes<M, V>)` says its sums, to which the bias is added.
-// The panels of a tile stay in the core's cache while the rows go by.
+// Of a tile: M rows of activations, V panels.
 template <int M, int V>
-struct Sizes {
-    static constexpr int rows = M, panels = V;
-};
+struct Sizes {};
 
+// Every tile of outputs begin to end and all rows: `tile(m, n, sizes, result)` gives its sums, to which the bias is added.
+// The panels of a tile stay in the core's cache while the rows go by.
 template <class Tile>
 inline void all_tiles(const Matrix& matrix, int64_t rows, int64_t begin, int64_t end, const Target& target, Tile tile) {
     const auto one = [&]<int M, int V>(int64_t m, int64_t n, Sizes<M, V> sizes) {

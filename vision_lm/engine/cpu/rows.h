@@ -22,7 +22,7 @@ inline void row_tile(const Element* const (&weight)[TILE_ROWS], const float* x, 
         for (int n = 0; n < TILE_ROWS; ++n) {
             first[n] = load(weight[n] + k);
             second[n] = load(weight[n] + k + LANES);
-            soon(weight[n] + k + TILE_ROWS * inputs);
+            soon(weight[n] + k + TILE_ROWS * inputs);  // the same place of the next tile's
         }
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) {

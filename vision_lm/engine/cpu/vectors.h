@@ -63,7 +63,7 @@ inline void pairs(Pairs both, Floats& first, Floats& second) {
         __builtin_shufflevector(both, both, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31), Floats);
 }
 
-// Wanted soon: the same place of the next tile's rows, which the processor does not foresee where rows are short.
+// Wanted soon, which the processor does not foresee. There may be nothing: a place beyond the end does no harm.
 inline void soon(const void* place) { __builtin_prefetch(place); }
 
 // In a register from here on: left to itself the compiler reads a value again for each of its uses.
