@@ -84,11 +84,8 @@ class BatchTab:
         task: str,
         length: Any,
         question: str | None,
-        model: str,
-        temperature: float,
-        tokens: float,
-        checked: bool,
         request: gr.Request,
+        *settings: Any,
     ) -> Iterator[Changes]:
         if not files or len(files) > MOST_FILES:
             given = f"{len(files or ()):,} pictures are chosen"
@@ -96,9 +93,8 @@ class BatchTab:
                 self.notice: notices([f"{given}; drop 1 to {MOST_FILES:,} into the box, then press Start."])
             }
             return
-        settings = chosen(model, temperature, tokens, checked)
         # A box that is not drawn yet gives None, which would ask for captions.
-        job = Job(settings, (question or "") if task == QUESTION else None, length)
+        job = Job(chosen(*settings), (question or "") if task == QUESTION else None, length)
         stop = self.stops.begin(session_of(request))
         rows: Sequence[Row] = ()
         try:

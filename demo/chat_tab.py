@@ -121,66 +121,33 @@ class ChatTab:
             api_visibility="private",
         )
 
+    # Gradio puts the request where its annotation stands; what follows are the values of the settings' controls.
     def _send(
-        self,
-        box: Any,
-        conversation: Conversation,
-        model: str,
-        temperature: float,
-        tokens: float,
-        checked: bool,
-        request: gr.Request,
+        self, box: Any, conversation: Conversation, request: gr.Request, *settings: Any
     ) -> Iterator[Changes]:
-        settings = chosen(model, temperature, tokens, checked)
-        views = self.chat.send(drafted(box), conversation, settings, session_of(request))
+        views = self.chat.send(drafted(box), conversation, chosen(*settings), session_of(request))
         yield from map(self._shown, views)
 
     def _describe(self, length: CaptionLength) -> Callable[..., Iterator[Changes]]:
         """A button's handler. Gradio finds the request by its annotation, which a `partial` would hide."""
 
         def describe(
-            box: Any,
-            conversation: Conversation,
-            model: str,
-            temperature: float,
-            tokens: float,
-            checked: bool,
-            request: gr.Request,
+            box: Any, conversation: Conversation, request: gr.Request, *settings: Any
         ) -> Iterator[Changes]:
-            settings = chosen(model, temperature, tokens, checked)
-            views = self.chat.describe(drafted(box), conversation, length, settings, session_of(request))
-            yield from map(self._shown, views)
+            wanted, session = chosen(*settings), session_of(request)
+            yield from map(self._shown, self.chat.describe(drafted(box), conversation, length, wanted, session))
 
         return describe
 
-    def _retry(
-        self,
-        conversation: Conversation,
-        model: str,
-        temperature: float,
-        tokens: float,
-        checked: bool,
-        request: gr.Request,
-    ) -> Iterator[Changes]:
-        settings = chosen(model, temperature, tokens, checked)
-        views = self.chat.retry(conversation, settings, session_of(request))
-        yield from map(self._shown, views)
+    def _retry(self, conversation: Conversation, request: gr.Request, *settings: Any) -> Iterator[Changes]:
+        yield from map(self._shown, self.chat.retry(conversation, chosen(*settings), session_of(request)))
 
     def _clear(self) -> Changes:
         return self._shown(View(Conversation(), Draft()))
 
-    def _look(
-        self,
-        conversation: Conversation,
-        picture: int | None,
-        model: str,
-        temperature: float,
-        tokens: float,
-        checked: bool,
-    ) -> Changes:
+    def _look(self, conversation: Conversation, picture: int | None, *settings: Any) -> Changes:
         try:
-            settings = chosen(model, temperature, tokens, checked)
-            found = self.chat.explain(conversation, picture or 0, settings)
+            found = self.chat.explain(conversation, picture or 0, chosen(*settings))
         except Exception as error:
             return {self.notice: notices([told(error)])}
         return {self.looked: figure(found), self.notice: ""}

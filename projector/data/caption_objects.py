@@ -14,12 +14,8 @@ from projector.data.scene_vocabulary import COLOURS, MATERIALS, SHAPES, SIZES, S
 _SPELLINGS = {"grey": "gray", "big": "large"}
 _NUMBERS = {word: number for number, word in enumerate(NUMBERS)}
 _GENERIC = {"shape", "shapes", "thing", "things", "object", "objects", "one", "background"}
-_ITSELF = {
-    "picture",
-    "image",
-    "photo",
-    "photograph",
-}  # "the picture shows": unlike "a picture", no thing in it
+# "The picture shows": unlike "a picture", no thing in it.
+_ITSELF = {"picture", "image", "photo", "photograph"}
 _ADJECTIVES = {*COLOURS, *MATERIALS, *SIZES, "other"}
 
 

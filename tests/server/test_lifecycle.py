@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import json
 import os
 import signal
@@ -136,7 +137,9 @@ def folder(endless_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.slow
 def test_sigterm_drains(folder: Path) -> None:
-    """The command as it is: a running stream is finished, new work and readyz get 503, and the exit status is 0."""
+    """The command as it is: an idle connection stays; then a running stream is finished, new work and readyz get 503, and
+    the exit status is 0.
+    """
     key = "the-key-of-this-test"
     command = [sys.executable, "-m", "vision_lm", "serve", "--model", f"endless={folder}", "--port", "0"]
     process = subprocess.Popen(
@@ -154,6 +157,13 @@ def test_sigterm_drains(folder: Path) -> None:
             base_url=f"http://127.0.0.1:{lines[1]['port']}", headers=headers, timeout=300
         ) as client:
             assert client.get("/readyz").status_code == 200
+            idle = http.client.HTTPConnection("127.0.0.1", lines[1]["port"])
+            for pause in (0, 7):  # two seconds longer than uvicorn by itself keeps one
+                time.sleep(pause)
+                idle.request("GET", "/healthz")
+                idle.auto_open = 0
+                assert idle.getresponse().read()
+            idle.close()
             # More than sockets hold, so that the stream lasts until it is read, however fast the model is.
             body = long_chat(stream=True, max_tokens=3000, n=4, logprobs=True, top_logprobs=20)
             with client.stream("POST", CHAT, json=body) as response:

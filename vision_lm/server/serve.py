@@ -21,6 +21,9 @@ from vision_lm.server.observe import log_to_stderr
 from vision_lm.server.settings import Settings
 
 log = logging.getLogger("vision_lm.server")
+# Seconds that an idle connection is kept: longer than the minute after which proxies commonly end theirs, so that a request
+# seldom meets one that is just being closed.
+KEEP_ALIVE = 65
 LAST_SECONDS = 2  # for connections to close, after what runs is finished or given up
 
 
@@ -39,6 +42,7 @@ def serve(sources: Mapping[str, str], host: str, port: int, settings: Settings, 
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=LAST_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE,
         )
         server = DrainingServer(config, app.state.service.admission, settings.drain_timeout)
         for name, vlm in models.items():
