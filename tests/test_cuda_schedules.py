@@ -28,31 +28,26 @@ def test_every_schedule_gives_the_same_bits() -> None:
         assert torch.equal(again.cache.view(torch.int16), first.cache.view(torch.int16))
 
 
+BEFORE_BEST = (
+    "    Activations normed = normalise(step.hidden, shared);\n"
+    "    float* sums = reinterpret_cast<float*>(shared + NORM_BYTES);\n    Best"
+)
 MUTANTS = [
     Mutation(
         "K1 does not wait for K2", "    wait();\n    if (block_index() == 0)", "    if (block_index() == 0)"
     ),
     Mutation("K2's rows do not wait for K1", "        wait();\n        mix_rows", "        mix_rows"),
-    Mutation(
-        "attention does not wait for K1", "        wait();\n        unsigned char*", "        unsigned char*"
-    ),
-    Mutation(
-        "K3 does not wait for K2", "    wait();\n    unsigned char* shared", "    unsigned char* shared"
-    ),
+    Mutation("attention does not wait for K1", "    wait();\n    while (found) {", "    while (found) {"),
+    Mutation("K3 does not wait for K2", f"    wait();\n{BEFORE_BEST}", BEFORE_BEST),
     Mutation("dense does not wait for the heads", "if (thread_index() == 0) wait_for_heads(step);", ""),
     Mutation(
         "only thread 0 waits for the heads",
         "            if (thread_index() == 0) wait_for_heads(step);\n            sync_streamers();\n",
         "            if (thread_index() == 0) wait_for_heads(step);\n",
     ),
-    Mutation(
-        "activations are not complete",
-        "tile, shared);\n        sync_streamers();",
-        "tile, shared);",
-    ),
-    Mutation(
-        "unit sums are not complete", "        sync_streamers();\n        for (int i", "        for (int i"
-    ),
+    Mutation("activations are not complete", "panel, shared);\n        sync_streamers();", "panel, shared);"),
+    Mutation("K2's sums are not complete", "in, sums);\n        sync_streamers();", "in, sums);"),
+    Mutation("sums of K1 and K3 are not complete", "in, here);\n        sync_streamers();", "in, here);"),
     Mutation(
         "a head's parts are joined unreleased",
         "sync_warp();  // before lane 0 releases them; and every lane is done with shared memory",
@@ -68,19 +63,21 @@ MUTANTS = [
         "add_release(step.counters + HEADS_DONE",
         "add_relaxed(step.counters + HEADS_DONE",
     ),
-    Mutation(
-        "a head is done before its lanes are",
-        "store(attended + 2 * pair + 1, out[2 * i + 1] / sum);\n    }\n    sync_warp();",
-        "store(attended + 2 * pair + 1, out[2 * i + 1] / sum);\n    }",
-    ),
+    Mutation("a head is done before its lanes are", "out[d] / sum);\n    sync_warp();", "out[d] / sum);"),
     Mutation("the best of a block is not released", "ended = add_acquire_release(", "ended = add_relaxed("),
-    Mutation("keys are read before they came", "wait_copies<1>();\n    sync_warp();", "sync_warp();"),
     Mutation(
-        "keys of other lanes are read before they came",
-        "wait_copies<1>();\n    sync_warp();",
-        "wait_copies<1>();",
+        "keys and values are read before they came", "wait_copies<0>();\n    sync_warp();", "sync_warp();"
     ),
-    Mutation("values are read before they came", "wait_copies<0>();\n    sync_warp();", "sync_warp();"),
+    Mutation(
+        "those of other lanes are read before they came",
+        "wait_copies<0>();\n    sync_warp();",
+        "wait_copies<0>();",
+    ),
+    Mutation(
+        "the new token is fetched before K1 wrote it",
+        "step.lengths[item.row] - item.first()",
+        "step.lengths[item.row] + 1 - item.first()",
+    ),
     Mutation("weights are read before they came", "wait_copies<RING - 2>();", "wait_copies<RING - 1>();"),
     Mutation("a slot is asked for again too early", "ask(slot == 0 ? RING - 1 : slot - 1);", "ask(slot);"),
     Mutation(
@@ -95,17 +92,13 @@ MUTANTS = [
     Mutation("the count of blocks is not reset", "store(step.counters + BLOCKS_DONE, 0u), ", ""),
     Mutation("the wrong page", "position / PAGE]", "(position + 1) / PAGE]"),
     Mutation("the wrong place in a page", "position % PAGE)", "(position + 1) % PAGE)"),
-    Mutation(
-        "the new token is not attended to",
-        "step.lengths[item.row] + 1 - item",
-        "step.lengths[item.row] - item",
-    ),
+    Mutation("the new token is not attended to", "tokens = smaller(SPLIT, old + 1);", "tokens = old;"),
     Mutation("a head reads another's keys", "item.head / (HEADS / KV_HEADS)", "item.head % KV_HEADS"),
-    Mutation("no bias in K1", " + layer.into.bias[out]", ""),
-    Mutation("no bias in K2", " + layer.dense.bias[out]", ""),
-    Mutation("no bias in lm_head", " + head.head.bias[out]", ""),
-    Mutation("no rotation", "if (within < HALF) {", "if (false) {"),
-    Mutation("LayerNorm forgets beta", " + beta[4 * four + i]", ""),
+    Mutation("no bias in K1 and K3", "bias[r] = panel.matrix->bias[2 * pair + r];", "bias[r] = 0.0f;"),
+    Mutation("no bias in K2", " + layer.dense.bias[out_of(i)]", ""),
+    Mutation("gamma and beta are read before they came", "    wait_copies<RING - 1>();\n#pragma", "#pragma"),
+    Mutation("no rotation", "return {step.cosines[at], step.sines[at]};", "return {1.0f, 0.0f};"),
+    Mutation("LayerNorm forgets beta", " + affine[HIDDEN + 4 * four + i]", ""),
 ]
 
 

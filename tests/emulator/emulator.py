@@ -30,7 +30,7 @@ KERNEL_PARAMETERS = {
     "step_kernel": ("Whole", "Step"),
     "sample_kernel": ("Sampler", "Step"),
 }
-CONSTANTS = ("PROJECT_BYTES", "MIX_BYTES", "HEAD_BYTES", "sums_bytes(1)", "SAMPLE_BYTES")
+CONSTANTS = ("PROJECT_BYTES", "MIX_BYTES", "mix_sums_bytes(1)", "SAMPLE_BYTES")
 
 
 @dataclass(frozen=True)

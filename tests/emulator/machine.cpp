@@ -44,6 +44,7 @@ struct Buffer {
 struct Block;
 struct Warp {
     unsigned values[2][32];
+    unsigned sixes[2][32][6];
     int arrived = 0, turn = 0;       // of the exchange
     int synced = 0, sync_turn = 0;   // of sync_warp
     std::vector<Store> stores;       // synchronised within the warp, seen by no other block yet
@@ -197,10 +198,8 @@ struct Machine {
         }
         block_until([&warp, turn] { return warp.sync_turn != turn; });
     }
-    unsigned exchange(unsigned value, int from) {
-        Warp& warp = current->block->warps[current->index / 32];
+    int meet(Warp& warp) {  // all lanes come here; the turn that it was
         const int turn = warp.turn;
-        warp.values[turn & 1][current->index % 32] = value;
         if (++warp.arrived == 32) {
             warp.arrived = 0;
             warp.turn++;
@@ -208,7 +207,17 @@ struct Machine {
         } else {
             block_until([&warp, turn] { return warp.turn != turn; });
         }
-        return warp.values[turn & 1][from];
+        return turn;
+    }
+    unsigned exchange(unsigned value, int from) {
+        Warp& warp = current->block->warps[current->index / 32];
+        warp.values[warp.turn & 1][current->index % 32] = value;
+        return warp.values[meet(warp) & 1][from];
+    }
+    const unsigned (*exchange_six(const unsigned* values))[6] {
+        Warp& warp = current->block->warps[current->index / 32];
+        std::memcpy(warp.sixes[warp.turn & 1][current->index % 32], values, 24);
+        return warp.sixes[meet(warp) & 1];
     }
 
     Buffer* buffer_of(const void* address, int size) {
@@ -394,6 +403,7 @@ Thread* current_thread;
 void machine_barrier(int name, int threads) { machine->barrier(name, threads); }
 void machine_sync_warp() { machine->sync_warp(); }
 unsigned machine_exchange(unsigned value, int from) { return machine->exchange(value, from); }
+const unsigned (*machine_exchange_six(const unsigned* values))[6] { return machine->exchange_six(values); }
 void machine_copy(void* shared, const void* global, int size) { machine->copy(shared, global, size); }
 void machine_commit() { machine->commit(); }
 void machine_wait(int pending) { machine->wait(pending); }

@@ -13,6 +13,7 @@ extern Thread* current_thread;
 void machine_barrier(int name, int threads);
 void machine_sync_warp();
 unsigned machine_exchange(unsigned value, int from);
+const unsigned (*machine_exchange_six(const unsigned* values))[6];  // the 32 lanes' values, until the exchange after the next
 void machine_copy(void* shared, const void* global, int size);
 void machine_commit();
 void machine_wait(int pending);

@@ -98,31 +98,73 @@ inline float exp2_fast(float x) { return __builtin_exp2f(x); }
 inline float log2_fast(float x) { return __builtin_log2f(x); }
 inline float inverse_sqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
 
+// ---- Products of matrices, in the lane layout of vision_lm/engine/cuda/memory.cuh ----
+
+struct Brain {  // bfloat16
+    static float to_float(unsigned short bits) { return as_float(static_cast<unsigned>(bits) << 16); }
+    static unsigned short from(float x) {
+        const unsigned bits = as_bits(x);
+        if (x != x) return 0x7fff;
+        return static_cast<unsigned short>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to nearest, ties to even
+    }
+};
+struct Half {  // float16
+    static float to_float(unsigned short bits) {
+        _Float16 half;
+        __builtin_memcpy(&half, &bits, 2);
+        return static_cast<float>(half);
+    }
+    static unsigned short from(float x) {
+        const _Float16 half = static_cast<_Float16>(x);
+        unsigned short bits;
+        __builtin_memcpy(&bits, &half, 2);
+        return bits;
+    }
+};
+#if BITS == 16 && defined(ELEMENT_BFLOAT16)
+using Operand = Brain;
+#else
+using Operand = Half;
+#endif
+template <class Format>
+unsigned pack(float low, float high) {
+    return Format::from(low) | static_cast<unsigned>(Format::from(high)) << 16;
+}
+inline float low_operand(unsigned word) { return Operand::to_float(static_cast<unsigned short>(word)); }
+inline float high_operand(unsigned word) { return Operand::to_float(static_cast<unsigned short>(word >> 16)); }
+inline unsigned operands(float low, float high) { return pack<Operand>(low, high); }
+inline float operand(unsigned word, int which) { return which ? high_operand(word) : low_operand(word); }
+inline void multiply_matrices(float (&d)[4], const Word4& a, unsigned b01, unsigned b89) {
+    const unsigned mine[6] = {a.x[0], a.x[1], a.x[2], a.x[3], b01, b89};
+    const unsigned(*all)[6] = machine_exchange_six(mine);  // of every lane
+    const int lane = thread_index() % 32, row = lane / 4, column = lane % 4 * 2;
+    for (int i = 0; i < 4; i++) {
+        double sum = d[i];
+        for (int k = 0; k < 16; k++) {
+            const int holder = k % 8 / 2, late = k / 8;  // a: {row, row + 8} at the first k, then at the last
+            const unsigned x = all[row * 4 + holder][late * 2 + i / 2], y = all[(column + i % 2) * 4 + holder][4 + late];
+            sum += static_cast<double>(operand(x, k % 2)) * operand(y, k % 2);
+        }
+        d[i] = static_cast<float>(sum);
+    }
+}
+inline float half_of(unsigned word, int which) { return Half::to_float(static_cast<unsigned short>(word >> 16 * which)); }
+inline unsigned subtract_halves(unsigned x, unsigned y) {
+    return pack<Half>(half_of(x, 0) - half_of(y, 0), half_of(x, 1) - half_of(y, 1));
+}
+inline unsigned multiply_add_halves(unsigned x, unsigned scale, unsigned offset) {
+    return pack<Half>(half_of(x, 0) * half_of(scale, 0) + half_of(offset, 0), half_of(x, 1) * half_of(scale, 1) + half_of(offset, 1));
+}
+
 struct Element {
     unsigned short bits;
 };
 #if defined(ELEMENT_BFLOAT16)
-inline float low_half(unsigned word) { return as_float(word << 16); }
-inline float high_half(unsigned word) { return as_float(word & 0xffff0000u); }
-inline Element to_element(float x) {
-    unsigned bits;
-    __builtin_memcpy(&bits, &x, 4);
-    if (x != x) return {0x7fff};
-    return {static_cast<unsigned short>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};  // to nearest, ties to even
-}
+using Stored = Brain;
 #else
-inline float half_to_float(unsigned short bits) {
-    _Float16 half;
-    __builtin_memcpy(&half, &bits, 2);
-    return static_cast<float>(half);
-}
-inline float low_half(unsigned word) { return half_to_float(static_cast<unsigned short>(word)); }
-inline float high_half(unsigned word) { return half_to_float(static_cast<unsigned short>(word >> 16)); }
-inline Element to_element(float x) {
-    const _Float16 half = static_cast<_Float16>(x);
-    Element e;
-    __builtin_memcpy(&e.bits, &half, 2);
-    return e;
-}
+using Stored = Half;
 #endif
+inline float low_half(unsigned word) { return Stored::to_float(static_cast<unsigned short>(word)); }
+inline float high_half(unsigned word) { return Stored::to_float(static_cast<unsigned short>(word >> 16)); }
+inline Element to_element(float x) { return {Stored::from(x)}; }
 inline float to_float(Element e) { return low_half(e.bits); }

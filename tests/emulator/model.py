@@ -123,7 +123,9 @@ class Bench:
         live = len(lengths)
         batch = rows or next(bucket for bucket in (1, 2, 4, 8) if bucket >= live)
         shape = Shape.of(config, dtype, bits, batch)
-        shape = dataclasses.replace(shape, warps=2, attention_warps=1, ring=4, activation_kib=2)
+        shape = dataclasses.replace(
+            shape, warps=2, attention_warps=1, ring=4, activation_kib=2, attend_warps=2
+        )
         weights = weights if weights is not None else random_weights(config)
         random = torch.Generator().manual_seed(seed)
         pages = pages or max(lengths) // PAGE + 1
@@ -178,7 +180,8 @@ class Bench:
         return [*layers, self.packed.head]
 
     def memory(self) -> Memory:
-        constant = [self.packed.embedding]
+        constant = [self.packed.embedding, self.packed.gamma, self.packed.beta]
+        constant += [one for layer in self.packed.layers for one in (layer.gamma, layer.beta)]
         for matrix in self.matrices():
             constant += [matrix.rows] if matrix.scales is None else [matrix.rows, matrix.scales]
         s, i = self.scratch, self.inputs

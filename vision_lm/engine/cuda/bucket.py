@@ -48,6 +48,10 @@ class Bucket:
         self._scratch = Scratch.of(shape, pages, blocks, device)
         self._graphs = Graphs(device)
 
+    @property
+    def rows(self) -> int:
+        return self._shape.batch
+
     def logits(self, ids: Tensor, lengths: Tensor, table: Tensor, cache: KVCache) -> Tensor:
         """-> (n, V), the caller's own."""
         self._run("logits", ids, lengths, table, cache)

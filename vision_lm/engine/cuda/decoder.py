@@ -61,9 +61,7 @@ class CudaDecoder:
             limits = Limits.of(device)
         self.config, self.device, self.dtype, self.bits = config, device, dtype, bits
         pages = -(-config.max_position_embeddings // PAGE)
-        # The same warps in every bucket: a LayerNorm's sums are theirs, and so a row's bits are any batch's.
-        most = Shape.of(config, dtype, bits, BUCKETS[-1]).fitting(limits.blocks, limits.shared)
-        shapes = [most.with_batch(batch).fitting(limits.blocks, limits.shared) for batch in BUCKETS]
+        shapes = _shapes(Shape.of(config, dtype, bits), limits)
         built = [(shape, kernels(shape, device)) for shape in shapes]
         model = pack(config, weights, device, dtype, bits)
         self._buckets = [Bucket(shape, model, ready, pages, limits.blocks) for shape, ready in built]
@@ -82,7 +80,7 @@ class CudaDecoder:
         return torch.cat(
             [
                 self._bucket(len(some)).logits(some, their_lengths, their_pages, cache)
-                for some, their_lengths, their_pages in _parts(ids, lengths, table)
+                for some, their_lengths, their_pages in self._parts(ids, lengths, table)
             ]
         )
 
@@ -103,15 +101,28 @@ class CudaDecoder:
             self._bucket(len(some)).tokens(
                 some, their_lengths, their_pages, cache, Draws(*theirs) if theirs else None
             )
-            for some, their_lengths, their_pages, *theirs in _parts(*tensors)
+            for some, their_lengths, their_pages, *theirs in self._parts(*tensors)
         ]
         tokens, logprobs = zip(*found, strict=True)
         return torch.cat(tokens), torch.cat(logprobs)
 
     def _bucket(self, rows: int) -> Bucket:
-        return next(bucket for size, bucket in zip(BUCKETS, self._buckets, strict=True) if size >= rows)
+        return next(bucket for bucket in self._buckets if bucket.rows >= rows)
+
+    def _parts(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+        """Rows in parts that a bucket can take."""
+        return list(zip(*(tensor.split(self._buckets[-1].rows) for tensor in tensors), strict=True))
 
 
-def _parts(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Rows in parts that a bucket can take."""
-    return list(zip(*(tensor.split(BUCKETS[-1]) for tensor in tensors), strict=True))
+def _shapes(one_row: Shape, limits: Limits) -> list[Shape]:
+    """The shapes of all buckets that this GPU has the memory for.
+
+    The same warps in each: a LayerNorm's sums are theirs, and so a row's bits are any batch's.
+    """
+    for count in range(len(BUCKETS), 1, -1):
+        try:
+            most = one_row.with_batch(BUCKETS[count - 1]).fitting(limits.blocks, limits.shared)
+        except CudaDecoderError:
+            continue  # fewer rows need less
+        return [most.with_batch(rows).fitting(limits.blocks, limits.shared) for rows in BUCKETS[:count]]
+    return [one_row.fitting(limits.blocks, limits.shared)]

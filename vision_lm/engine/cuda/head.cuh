@@ -19,8 +19,11 @@ struct Best {
     }
 };
 
-constexpr int HEAD_ROWS = (VOCAB + 1) / 2 * 2;
-constexpr int HEAD_BYTES = RING_BYTES + NORM_BYTES + SCRATCH_BYTES + WARPS * BATCH * 12;
+template <int FIRST, int LAST>  // lanes apart by FIRST, twice that, ... LAST
+DEVICE void add_all(Best& best) {
+#pragma unroll
+    for (int mask = FIRST; mask <= LAST; mask *= 2) best.add_from(mask);
+}
 
 // A warp of the last block to end joins what all blocks found, in a fixed order.
 DEVICE void join_blocks(const Head& head) {
@@ -30,8 +33,7 @@ DEVICE void join_blocks(const Head& head) {
             const float* from = head.best + (block * BATCH + row) * 3;
             best.add({load_fresh(from), load_fresh(from + 1), static_cast<int>(load_fresh(from + 2))});
         }
-#pragma unroll
-        for (int mask = 16; mask >= 1; mask /= 2) best.add_from(mask);
+        add_all<1, LANES / 2>(best);
         if (lane_index() == 0) {
             store(head.next + row, static_cast<long long>(best.id));
             store(head.logprobs + row, log2_fast(best.sum) * -(1.0f / LOG2E));
@@ -42,23 +44,30 @@ DEVICE void join_blocks(const Head& head) {
 template <class Wait>
 DEVICE void choose(const Head& head, const Step& step, Wait wait) {
     if (!streams()) return;
-    RowCursor mine(head.head, HEAD_ROWS);
+    unsigned char* shared = shared_memory() + RING_BYTES;
+    ask_for_affine(head.gamma, head.beta, shared);
+    RowCursor mine{RowPlan(head.head, VOCAB)};
     Stream<RowCursor> stream(mine);
     wait();
-    unsigned char* shared = shared_memory() + RING_BYTES;
-    const Activations normed = normalise(step.hidden, head.gamma, head.beta, shared);
-    const int lane = lane_index(), value = lane / OWNERS, row = value / 2, r = value % 2;
+    Activations normed = normalise(step.hidden, shared);
+    float* sums = reinterpret_cast<float*>(shared + NORM_BYTES);
     Best best{0.0f, 0.0f, 0};
-    for (; !mine.done(); mine.pair += WARPS * grid_blocks()) {
-        const int out = 2 * mine.pair + r;
-        const float logit = dot_pair(stream, normed) * row_scale(head.head, out) + head.head.bias[out];
-        if (out >= VOCAB) continue;  // an odd vocabulary's filling
-        best.add({logit, 1.0f, out});
-        if (head.logits != nullptr && lane % OWNERS == 0) store(head.logits + static_cast<long long>(row) * VOCAB + out, logit);
-    }
-    best.add_from(OWNERS);  // the pair's two rows
-    float* found = reinterpret_cast<float*>(shared + NORM_BYTES + SCRATCH_BYTES);  // (WARPS, BATCH, 3)
-    if (lane % (2 * OWNERS) == 0) {
+    const auto nothing = [](const End&) { return 0; };
+    multiply_rows(mine, stream, normed, sums, nothing, [&](const End& end, float a, float b, int) {
+        const float logits[2] = {a, b};
+        for (int r = 0; r < 2; r++) {
+            const int id = 2 * end.pair + r;
+            if (id >= VOCAB) continue;  // the last tile's filling
+            best.add({logits[r], 1.0f, id});
+            if (head.logits != nullptr) store(head.logits + static_cast<long long>(end.batch_row) * VOCAB + id, logits[r]);
+        }
+    });
+    // A thread has one row of the batch: join those of its warp that have the same, then the warps.
+    add_all<1, 2>(best), add_all<BATCH * TILE / 2, LANES / 2>(best);
+    sync_streamers();  // the sums are read
+    float* found = sums;  // (ENDS / LANES, BATCH, 3)
+    const int lane = lane_index(), row = lane / (TILE / 2);
+    if (warp_index() < ENDS / LANES && lane % (TILE / 2) == 0 && row < BATCH) {
         float* to = found + (warp_index() * BATCH + row) * 3;
         to[0] = best.logit, to[1] = best.sum, to[2] = static_cast<float>(best.id);  // ids below 2^24 are exact
     }
@@ -66,7 +75,7 @@ DEVICE void choose(const Head& head, const Step& step, Wait wait) {
     if (warp_index() != 0) return;
     if (lane < BATCH) {
         Best all{0.0f, 0.0f, 0};
-        for (int warp = 0; warp < WARPS; warp++) {
+        for (int warp = 0; warp < ENDS / LANES; warp++) {
             const float* from = found + (warp * BATCH + lane) * 3;
             all.add({from[0], from[1], static_cast<int>(from[2])});
         }

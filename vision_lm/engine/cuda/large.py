@@ -125,7 +125,7 @@ class LargeBatch:
         rows.counters.zero_()
         parameters = (struct(*[None] * 11, *memory.chunk(2)), self._step(rows, scaled, memory.shape[1]))
         self._kernels.run(
-            [Launch("attend_kernel", self._blocks, shape.streamers, shape.attend_bytes, parameters)]
+            [Launch("attend_kernel", self._blocks, shape.attenders, shape.attend_bytes, parameters)]
         )
         return rows.attended
 

@@ -132,7 +132,7 @@ def step_launches(
     ]
     if persistent:
         every = [field for layer in layers for field in layer]
-        shared = max(shape.choose_bytes, shape.mix_bytes(blocks))
+        shared = max(shape.project_bytes, shape.mix_bytes(blocks))
         yield Launch("step_kernel", blocks, shape.threads, shared, (struct(*head_fields, *every), step), True)
         return
     head = struct(*head_fields)
@@ -141,4 +141,4 @@ def step_launches(
         layer = struct(*fields)
         yield Launch("project_kernel", blocks, shape.streamers, shape.project_bytes, (layer, step))
         yield Launch("mix_kernel", blocks, shape.threads, shape.mix_bytes(blocks), (layer, step))
-    yield Launch("choose_kernel", blocks, shape.streamers, shape.choose_bytes, (head, step))
+    yield Launch("choose_kernel", blocks, shape.streamers, shape.project_bytes, (head, step))

@@ -9,20 +9,26 @@ constexpr int QUERIES = HEADS * HEAD_DIM;                      // width of all h
 constexpr int KEYS = KV_HEADS * HEAD_DIM;
 constexpr int INTO_ROWS = QUERIES + 2 * KEYS + FFN;            // q, k, v, fc1
 constexpr int VALUES = 128 / BITS;                             // weights in 16 bytes, a chunk
-constexpr int GROUP_CHUNKS = 128 / VALUES;                     // chunks under one scale of int4
+constexpr int QUADS = VALUES / 4;                              // of weights in a chunk: a lane's share of one product
+constexpr int TILE = 8;                                        // rows of a matrix that are multiplied together
+constexpr int UNIT_CHUNKS = 8;                                 // of each row in a unit: 128 bytes
+constexpr int SEGMENT_UNITS = 256 / (UNIT_CHUNKS * VALUES);    // that are summed before the sum is kept
+constexpr int GROUP = 128;                                     // weights of a row under one scale of int4
 constexpr float LOG2E = 1.44269504088896f;
 
 static_assert(BITS == 16 || BITS == 8 || BITS == 4, "weights have 16, 8 or 4 bits");
 static_assert(BATCH == 1 || BATCH == 2 || BATCH == 4 || BATCH == 8, "a step has 1, 2, 4 or 8 rows");
 static_assert(HIDDEN % VALUES == 0 && FFN % VALUES == 0 && QUERIES % VALUES == 0, "rows are whole chunks");
+static_assert(INTO_ROWS % TILE == 0 && HIDDEN % TILE == 0, "rows are whole tiles");
 static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 128 && ROTARY % 2 == 0 && ROTARY <= HEAD_DIM, "head layout");
 
 DEVICE constexpr int chunks(int width) { return width / VALUES; }
-DEVICE constexpr int steps(int width) { return (chunks(width) + LANES - 1) / LANES; }  // of a warp along a row
+DEVICE constexpr int units(int width) { return (chunks(width) + UNIT_CHUNKS - 1) / UNIT_CHUNKS; }
+DEVICE constexpr int segments(int width) { return (units(width) + SEGMENT_UNITS - 1) / SEGMENT_UNITS; }
+DEVICE constexpr int tiles(int rows) { return (rows + TILE - 1) / TILE; }
 
-// Rows come in pairs, so that one read of the activations serves two rows and a rotary pair is one warp's.
 struct Matrix {
-    const unsigned char* rows;  // (N, K) packed, N even
+    const unsigned char* rows;  // (N, K) packed, N in whole tiles
     const void* scales;         // int8: float (N); int4: bfloat16 (N/2, K/128, 4), two rows' scales, then zeros; else null
     const float* bias;          // (N)
 };
@@ -55,7 +61,7 @@ struct Step {
 struct Head {
     const float* gamma;
     const float* beta;
-    Matrix head;               // (VOCAB rounded up to even, HIDDEN)
+    Matrix head;               // (VOCAB rounded up to whole tiles, HIDDEN)
     const Element* embedding;  // (VOCAB, HIDDEN)
     float* logits;             // (BATCH, VOCAB), or null
     float* best;               // (blocks, BATCH, 3): maximum, its id, sum of exponentials
@@ -70,6 +76,11 @@ DEVICE int warp_index() { return thread_index() / LANES; }
 DEVICE bool streams() { return warp_index() < WARPS; }
 DEVICE void sync_streamers() { sync_threads<1, STREAMERS>(); }
 DEVICE void sync_block() { sync_threads<0, THREADS>(); }
+DEVICE float sum_of_warp(float value) {
+#pragma unroll
+    for (int mask = 16; mask >= 1; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
 DEVICE int splits_of(int length) { return length < 0 ? 0 : length / SPLIT + 1; }  // of length + 1 tokens
 // Where a head's key or value of one token starts in the cache.
 DEVICE long long place_of(const Step& step, int row, int position, int kv_head) {

@@ -1,7 +1,25 @@
 // LayerNorm of the residual into shared memory: every block does it for itself, while its weights are in flight.
 
-constexpr int NORM_BYTES = BATCH * HIDDEN * 4;
+constexpr int AFFINE_BYTES = 2 * HIDDEN * 4;  // gamma, beta
 constexpr int SCRATCH_BYTES = 2 * WARPS * BATCH * 4;
+constexpr int NORM_BYTES = AFFINE_BYTES + Activations::bytes(HIDDEN) + SCRATCH_BYTES;
+constexpr int FOURS = (HIDDEN / 4 + STREAMERS - 1) / STREAMERS;  // of a row, to a thread
+constexpr int TOGETHER = smaller(BATCH, 4);                      // rows whose loads are in flight at once
+
+// The same four values of a row in every phase, so that no barrier is needed between them.
+DEVICE int four_of_thread(int number) { return number * STREAMERS + thread_index(); }
+
+// gamma and beta on their way to shared memory: constants, so before the wait.
+DEVICE void ask_for_affine(const float* gamma, const float* beta, unsigned char* shared) {
+    float* affine = reinterpret_cast<float*>(shared);
+    for (int n = 0; n < FOURS; n++) {
+        const int four = four_of_thread(n);
+        if (four >= HIDDEN / 4) continue;
+        copy_async16(affine + 4 * four, gamma + 4 * four);
+        copy_async16(affine + HIDDEN + 4 * four, beta + 4 * four);
+    }
+    commit_copies();
+}
 
 // Sums of the streaming threads' `values`, the same in each of them; `scratch` holds WARPS * BATCH floats.
 DEVICE void sum_of_streamers(float (&values)[BATCH], float* scratch) {
@@ -18,18 +36,32 @@ DEVICE void sum_of_streamers(float (&values)[BATCH], float* scratch) {
     }
 }
 
-// hidden (BATCH, HIDDEN) -> normed activations; a thread keeps to its own places until the last barrier.
-DEVICE Activations normalise(const float* hidden, const float* gamma, const float* beta, unsigned char* shared) {
-    Activations out{reinterpret_cast<Float4*>(shared), chunks(HIDDEN)};
-    float* scratch = reinterpret_cast<float*>(shared + NORM_BYTES);
+// hidden (BATCH, HIDDEN) -> normed activations. The ring's RING - 1 units were asked for after gamma and beta.
+DEVICE Activations normalise(const float* hidden, unsigned char* shared) {
+    const float* affine = reinterpret_cast<const float*>(shared);
+    Activations out(shared + AFFINE_BYTES, HIDDEN);
+    float* scratch = reinterpret_cast<float*>(shared + AFFINE_BYTES + Activations::bytes(HIDDEN));
+    // Until they are normed, the values themselves lie in their places.
+    const auto raw = [&out](int row, int four) -> Float4& { return reinterpret_cast<Float4&>(out.four(row, four)); };
     float mean[BATCH], deviation[BATCH];
 #pragma unroll
-    for (int row = 0; row < BATCH; row++) {
-        mean[row] = 0.0f;
-        for (int four = thread_index(); four < HIDDEN / 4; four += STREAMERS) {
-            const Float4 x = load_fresh4(hidden + row * HIDDEN + 4 * four);
-            out.quad(row, four) = x;
-            mean[row] += (x.x[0] + x.x[1]) + (x.x[2] + x.x[3]);
+    for (int first = 0; first < BATCH; first += TOGETHER) {
+        Float4 x[TOGETHER][FOURS];
+#pragma unroll
+        for (int i = 0; i < TOGETHER * FOURS; i++) {
+            const int row = i / FOURS, four = four_of_thread(i % FOURS);
+            if (four < HIDDEN / 4) x[row][i % FOURS] = load_fresh4(hidden + (first + row) * HIDDEN + 4 * four);
+        }
+#pragma unroll
+        for (int row = 0; row < TOGETHER; row++) {
+            mean[first + row] = 0.0f;
+#pragma unroll
+            for (int n = 0; n < FOURS; n++) {
+                const int four = four_of_thread(n);
+                if (four >= HIDDEN / 4) continue;
+                raw(first + row, four) = x[row][n];
+                mean[first + row] += (x[row][n].x[0] + x[row][n].x[1]) + (x[row][n].x[2] + x[row][n].x[3]);
+            }
         }
     }
     sum_of_streamers(mean, scratch);
@@ -37,19 +69,27 @@ DEVICE Activations normalise(const float* hidden, const float* gamma, const floa
     for (int row = 0; row < BATCH; row++) {
         mean[row] /= HIDDEN;
         deviation[row] = 0.0f;
-        for (int four = thread_index(); four < HIDDEN / 4; four += STREAMERS) {
-            const Float4 x = out.quad(row, four);
+        for (int n = 0; n < FOURS; n++) {
+            const int four = four_of_thread(n);
+            if (four >= HIDDEN / 4) continue;
+            const Float4 x = raw(row, four);
             for (int i = 0; i < 4; i++) deviation[row] += (x.x[i] - mean[row]) * (x.x[i] - mean[row]);
         }
     }
     sum_of_streamers(deviation, scratch + WARPS * BATCH);
+    wait_copies<RING - 1>();
 #pragma unroll
     for (int row = 0; row < BATCH; row++) {
         const float scale = inverse_sqrt(deviation[row] / HIDDEN + NORM_EPS);
-        for (int four = thread_index(); four < HIDDEN / 4; four += STREAMERS) {
-            Float4& x = out.quad(row, four);
-            for (int i = 0; i < 4; i++)
-                x.x[i] = (x.x[i] - mean[row]) * scale * gamma[4 * four + i] + beta[4 * four + i];
+        for (int n = 0; n < FOURS; n++) {
+            const int four = four_of_thread(n);
+            Float4 x = {};
+            if (four < HIDDEN / 4) {
+                x = raw(row, four);
+                for (int i = 0; i < 4; i++)
+                    x.x[i] = (x.x[i] - mean[row]) * scale * affine[4 * four + i] + affine[HIDDEN + 4 * four + i];
+            }
+            out.set(row, four, x);
         }
     }
     sync_streamers();

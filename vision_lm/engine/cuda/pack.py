@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from vision_lm.config import TextConfig
-from vision_lm.engine.cuda.shape import Bits
+from vision_lm.engine.cuda.shape import TILE, Bits
 from vision_lm.engine.rounding import int4_groups, int8_rows
 
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """A weight (N, K), N even."""
+    """A weight (N, K), N in whole tiles."""
 
-    rows: Tensor  # 16 bits: (N, K) of the dtype; 8: (N, K) uint8, 128 is 0; 4: (N, K/2) uint8, 8 is 0, low nibble first
+    rows: Tensor  # 16 bits: (N, K) of the dtype; 8: (N, K) uint8, 128 is 0; 4: (N, K/2) uint8, 8 is 0, see `pack_nibbles`
     scales: Tensor | None  # 8 bits: (N,) float32; 4: (N/2, K/128, 4) bfloat16; 16: none
     bias: Tensor  # (N,) float32
 
@@ -40,7 +40,7 @@ class PackedModel:
     layers: list[PackedLayer]
     gamma: Tensor  # (Dt,) of the final LayerNorm
     beta: Tensor
-    head: PackedMatrix  # (V rounded up to even, Dt)
+    head: PackedMatrix  # (V rounded up to whole tiles, Dt)
     embedding: Tensor  # (V, Dt)
     cosines: Tensor  # (positions, rotary/2) float32
     sines: Tensor
@@ -55,11 +55,9 @@ def rotary_pairs(rows: Tensor, head_dim: int, rotary: int) -> Tensor:
 
 def pack_matrix(weight: Tensor, bias: Tensor, bits: Bits, dtype: torch.dtype) -> PackedMatrix:
     """A weight (N, K) and its bias (N,), rounded to `bits`."""
-    if len(weight) % 2:
-        weight, bias = (
-            torch.cat([weight, weight[:1]]),
-            torch.cat([bias, bias[:1]]),
-        )  # an odd row needs a partner
+    if filling := -len(weight) % TILE:  # rows that nobody reads the results of
+        weight = torch.cat([weight, weight[:1].expand(filling, -1)])
+        bias = torch.cat([bias, bias[:1].expand(filling)])
     bias = bias.float().contiguous()
     if bits == 16:
         return PackedMatrix(weight.to(dtype).contiguous(), None, bias)
@@ -68,9 +66,16 @@ def pack_matrix(weight: Tensor, bias: Tensor, bits: Bits, dtype: torch.dtype) ->
         return PackedMatrix((codes.int() + 128).to(torch.uint8), scales.contiguous(), bias)
     codes, scales, zeros = int4_groups(weight)
     codes = codes[:, : weight.shape[1]]  # the last group may be a part of one
-    packed = codes[:, 0::2] | (codes[:, 1::2] << 4)  # (N, K/2)
     pairs = torch.stack([scales[0::2], scales[1::2], zeros[0::2], zeros[1::2]], dim=-1)  # (N/2, G, 4)
-    return PackedMatrix(packed.contiguous(), pairs.contiguous(), bias)
+    return PackedMatrix(pack_nibbles(codes), pairs.contiguous(), bias)
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """Codes 0-15 (N, K) uint8 -> (N, K/2): two neighbours lie sixteen bits apart, so that one operation on a word of
+    eight takes both out."""
+    eights = codes.unflatten(1, (-1, 4, 2))  # neighbours last
+    nibbles = eights.transpose(2, 3).flatten(2)  # (N, K/8, 8) from the lowest bits on: 0 2 4 6 1 3 5 7
+    return (nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)).flatten(1).contiguous()
 
 
 def rotary_table(config: TextConfig, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ ELEMENTS = {torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
 BUCKETS = (1, 2, 4, 8)  # rows a compiled step has
 PAGE = 16  # tokens of a cache page
 SPLIT = 32  # tokens of one attention item
+TILE = 8  # rows of a matrix that are multiplied together
+SEGMENT = 256  # weights along a row that are summed before the sum is kept
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Shape:
     batch: int = 1
     warps: int = 8  # that stream weights
     attention_warps: int = 4
-    ring: int = 8  # units of 1 KiB in flight to a warp, and one being read
+    ring: int = 6  # units of 1 KiB in flight to a warp, and one being read
     activation_kib: int = 64  # of shared memory for K2's activations
+    attend_warps: int = 8  # of the kernel that is attention alone
 
     def __post_init__(self) -> None:
         chunk = 128 // self.bits
@@ -49,6 +52,8 @@ class Shape:
             self.heads % self.kv_heads != 0 and f"{self.heads} heads over {self.kv_heads}",
             any(width % chunk for width in (self.hidden, self.ffn, self.queries))
             and f"widths {self.hidden}, {self.ffn}, {self.queries} in rows of {chunk} weights",
+            (self.into_rows % TILE or self.hidden % TILE)
+            and f"{self.into_rows} and {self.hidden} rows in tiles of {TILE}",
         ]
         if reasons := [reason for reason in wrong if reason]:
             raise CudaDecoderError(f"the CUDA kernels are not made for {', '.join(reasons)}")
@@ -93,26 +98,29 @@ class Shape:
     def threads(self) -> int:
         return (self.warps + self.attention_warps) * 32
 
+    @property
+    def attenders(self) -> int:
+        return self.attend_warps * 32
+
     # Shared memory of the kernels, by the sums in their sources.
 
     @property
-    def _values(self) -> int:
-        return 128 // self.bits  # weights in 16 bytes
-
-    def _steps(self, width: int) -> int:
-        return -(-width // (32 * self._values))
-
-    @property
     def ring_bytes(self) -> int:
-        return self.warps * self.ring * (1024 + (256 if self.bits == 4 else 0))
+        return self.warps * self.ring * (1024 + (64 if self.bits == 4 else 0))
+
+    def _activation_bytes(self, width: int) -> int:
+        totals = -(-width // 128) if self.bits == 4 else 0
+        return self.batch * 16 * (width // 4 + 4 + -(-totals // 4))
+
+    def _sums_bytes(self, tiles: int, segments: int) -> int:
+        return 4 * tiles * segments * self.batch * TILE
 
     @property
-    def project_bytes(self) -> int:
-        return self.ring_bytes + 4 * self.batch * (self.hidden + 2 * self.warps)
-
-    @property
-    def choose_bytes(self) -> int:
-        return self.project_bytes + 12 * self.warps * self.batch
+    def project_bytes(self) -> int:  # of K1, and of K3
+        scratch = 2 * self.warps * self.batch * 4
+        norm = 2 * self.hidden * 4 + self._activation_bytes(self.hidden) + scratch
+        tiles = max(1, 16 // self.batch)
+        return self.ring_bytes + norm + 2 * self._sums_bytes(tiles, -(-self.hidden // SEGMENT))
 
     @property
     def _attention_bytes(self) -> int:  # of a warp
@@ -124,24 +132,33 @@ class Shape:
 
     @property
     def attend_bytes(self) -> int:
-        return self.warps * self._attention_bytes
+        return self.attend_warps * self._attention_bytes
 
     def mix_bytes(self, blocks: int) -> int:
         attention = self.attention_warps * self._attention_bytes
-        step = 32 * self._values * self.batch * 4
-        most = max(self._steps(self.ffn), self._steps(self.queries))
-        tile = min(most, max(1, self.activation_kib * 1024 // step))
-        pairs = -(-self.hidden // 2 // blocks)
-        return self.ring_bytes + attention + tile * step + pairs * (tile + 2) * 2 * self.batch * 4
+        most = max(-(-width // SEGMENT) for width in (self.ffn, self.queries))
+        segments = min(most, max(1, self.activation_kib * 1024 // (SEGMENT * 4 * self.batch)))
+        tiles = -(-self.hidden // TILE // blocks)
+        results = 4 * tiles * TILE * self.batch * (5 if self.bits == 8 else 3)
+        panel = self._activation_bytes(segments * SEGMENT)
+        return self.ring_bytes + attention + panel + self._sums_bytes(tiles, segments) + results
 
     def fitting(self, blocks: int, shared: int) -> Shape:
         """The same kernels with less in flight, where a block has only `shared` bytes of shared memory."""
         warps = ((self.warps, self.attention_warps), (8, 2), (4, 2))
-        for (streaming, attending), kib, ring in itertools.product(warps, (64, 32, 16), (8, 6, 4, 3, 2)):
+        attend_warps = min(24, shared // self._attention_bytes)
+        for (streaming, attending), kib, ring in itertools.product(
+            warps, (64, 32, 16), (self.ring, 5, 4, 3, 2)
+        ):
             smaller = dataclasses.replace(
-                self, warps=streaming, attention_warps=attending, activation_kib=kib, ring=ring
+                self,
+                warps=streaming,
+                attention_warps=attending,
+                activation_kib=kib,
+                ring=ring,
+                attend_warps=attend_warps,
             )
-            if max(smaller.choose_bytes, smaller.mix_bytes(blocks)) <= shared:
+            if max(smaller.project_bytes, smaller.mix_bytes(blocks)) <= shared:
                 return smaller
         raise CudaDecoderError(
             f"a GPU of {shared >> 10} KiB of shared memory is too small for {self.batch} rows"
@@ -171,6 +188,7 @@ class Shape:
             "QUERY_SCALE": f"{self.head_dim**-0.5!r}f",
             "WARPS": str(self.warps),
             "ATTENTION_WARPS": str(self.attention_warps),
+            "ATTEND_WARPS": str(self.attend_warps),
             "RING": str(self.ring),
             "ACTIVATION_BYTES": str(self.activation_kib * 1024),
         }

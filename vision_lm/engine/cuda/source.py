@@ -8,6 +8,7 @@ MEMORY_LAYER = "memory.cuh"
 KERNELS = (
     "model.cuh",
     "stream.cuh",
+    "panel.cuh",
     "norm.cuh",
     "project.cuh",
     "attention.cuh",

@@ -1,21 +1,27 @@
-// A warp's stream of weights: 16 bytes a lane from each of two rows, always RING - 1 units in flight.
+// A warp's stream of weights: always RING - 1 units in flight.
 //
-// A unit is 32 chunks of a pair of rows. A Cursor walks the units a warp has to do and says where each one lies;
-// asking runs RING - 1 units ahead of taking, across pairs, matrices and waits.
+// A unit is 128 bytes of each of a tile's 8 rows. A Cursor walks the units that a warp has to do and says where each
+// one lies; asking runs RING - 1 units ahead of taking, across tiles, matrices and waits.
 
 struct Unit {
     const Matrix* matrix;
-    int pair;
     int width;  // of a row, in weights
-    int step;   // 32 chunks along the row
+    int tile;
+    int index;  // along the rows
 };
 
-constexpr int RING_BYTES_OF_WARP = RING * (2 * LANES * 16 + (BITS == 4 ? LANES * 8 : 0));
+constexpr int GROUPS_OF_UNIT = 2;  // int4's: 256 weights
+constexpr int RING_BYTES_OF_WARP = RING * (2 * LANES * 16 + (BITS == 4 ? GROUPS_OF_UNIT * TILE / 2 * 8 : 0));
 constexpr int RING_BYTES = WARPS * RING_BYTES_OF_WARP;
 
+// Lane l has row l/4 of the tile, there chunks l%4 and l%4 + 4 of the unit; its share of the sums are rows 2(l%4)
+// and the next, for row l/4 of the batch.
+DEVICE int row_lane() { return lane_index() / 4; }
+DEVICE int chunk_lane() { return lane_index() % 4; }
+
 struct Weights {  // one lane's share of a unit
-    Word4 rows[2];
-    float scales[2], zeros[2];  // int4's
+    Word4 chunks[2];
+    unsigned scales[2], zeros[2];  // int4's, of its two rows, bfloat16; by chunk, as each chunk is another group's
 };
 
 template <class Cursor>
@@ -24,48 +30,45 @@ struct Stream {
     Cursor ahead;  // the next unit to ask for
     int slot;      // of the next unit to take
 
-    DEVICE Stream(Cursor first) : ahead(first), slot(0) {
+    DEVICE Stream(const Cursor& first) : ahead(first), slot(0) {
         ring = shared_memory() + warp_index() * RING_BYTES_OF_WARP;
         for (int i = 0; i < RING - 1; i++) ask(i);
     }
 
     DEVICE Word4* words(int at) { return reinterpret_cast<Word4*>(ring) + at * 2 * LANES + lane_index(); }
     DEVICE unsigned* scales(int at) {
-        return reinterpret_cast<unsigned*>(ring + RING * 2 * LANES * 16) + (at * LANES + lane_index()) * 2;
+        return reinterpret_cast<unsigned*>(ring + RING * 2 * LANES * 16) + 2 * (at * TILE + lane_index() % TILE);
     }
 
     DEVICE void ask(int at) {
         if (!ahead.done()) {
-            const Unit unit = ahead.unit();
-            const int chunk = unit.step * LANES + lane_index(), count = chunks(unit.width);
-            if (chunk < count) {
-                const unsigned char* row = unit.matrix->rows + (2ll * unit.pair * count + chunk) * 16;
-                copy_async16(words(at), row);
-                copy_async16(words(at) + LANES, row + count * 16ll);
-                if (BITS == 4 && chunk % GROUP_CHUNKS == 0) {  // one lane fetches for its group, 8 bytes
-                    const int groups = (count + GROUP_CHUNKS - 1) / GROUP_CHUNKS;
-                    const unsigned* pairs = static_cast<const unsigned*>(unit.matrix->scales);
-                    const long long group = static_cast<long long>(unit.pair) * groups + chunk / GROUP_CHUNKS;
-                    copy_async8(scales(at), pairs + 2 * group);
-                }
+            const Unit unit = ahead.unit_here();
+            const int count = chunks(unit.width), chunk = unit.index * UNIT_CHUNKS + chunk_lane();
+            const unsigned char* from =
+                unit.matrix->rows + (static_cast<long long>(unit.tile * TILE + row_lane()) * count + chunk) * 16;
+            if (chunk < count) copy_async16(words(at), from);
+            if (chunk + 4 < count) copy_async16(words(at) + LANES, from + 4 * 16);
+            if (BITS == 4 && row_lane() < GROUPS_OF_UNIT) {  // one lane fetches for two rows, 8 bytes a group
+                const int groups = (unit.width + GROUP - 1) / GROUP, group = unit.index * GROUPS_OF_UNIT + row_lane();
+                const unsigned* pairs = static_cast<const unsigned*>(unit.matrix->scales);
+                const long long pair = unit.tile * (TILE / 2) + chunk_lane();
+                if (group < groups) copy_async8(scales(at), pairs + 2 * (pair * groups + group));
             }
             ahead.advance();
         }
         commit_copies();  // an empty group too: waiting counts groups
     }
 
-    // The unit whose turn it is; `here` says whether this lane has a chunk of it.
-    DEVICE Weights take(bool here) {
+    // The unit whose turn it is. What lies beyond the end of a row is garbage.
+    DEVICE Weights take() {
         wait_copies<RING - 2>();
         Weights w;
-        w.rows[0] = words(slot)[0];
-        w.rows[1] = words(slot)[LANES];
-        if (BITS == 4) {
-            const int leader = lane_index() / GROUP_CHUNKS * GROUP_CHUNKS;
-            const int scale = shuffle(here ? static_cast<int>(scales(slot)[0]) : 0, leader);
-            const int zero = shuffle(here ? static_cast<int>(scales(slot)[1]) : 0, leader);
-            w.scales[0] = as_float(static_cast<unsigned>(scale) << 16), w.scales[1] = as_float(scale & 0xffff0000u);
-            w.zeros[0] = as_float(static_cast<unsigned>(zero) << 16), w.zeros[1] = as_float(zero & 0xffff0000u);
+        for (int i = 0; i < 2; i++) {
+            w.chunks[i] = words(slot)[i * LANES];
+            if (BITS == 4) {  // by the lane that fetched them
+                w.scales[i] = shuffle(static_cast<int>(scales(slot)[0]), i * 4 + chunk_lane());
+                w.zeros[i] = shuffle(static_cast<int>(scales(slot)[1]), i * 4 + chunk_lane());
+            }
         }
         ask(slot == 0 ? RING - 1 : slot - 1);  // the slot whose words are already in registers
         slot = slot == RING - 1 ? 0 : slot + 1;
@@ -73,93 +76,88 @@ struct Stream {
     }
 };
 
-// Weights 4 * quarter .. + 3 of a chunk, as floats. The integers come out exactly: their bits are put under an
-// exponent that gives the lowest one the weight 1, and what the exponent added is taken away.
-DEVICE void unpack(const Word4& word, int quarter, float (&w)[4]) {
+// Weights 4 * quad .. + 3 of a chunk, as operands of a product. Integers come out exactly: put under the exponent of
+// 1024, where a float16's last bit counts 1 (or, four bits higher up, 16), less what the exponent added. pack.py has
+// put two neighbours of int4 sixteen bits apart.
+DEVICE void unpack(const Word4& chunk, int quad, unsigned (&b)[2]) {
     if (BITS == 16) {
-        w[0] = low_half(word.x[2 * quarter % 4]), w[1] = high_half(word.x[2 * quarter % 4]);
-        w[2] = low_half(word.x[(2 * quarter + 1) % 4]), w[3] = high_half(word.x[(2 * quarter + 1) % 4]);
+        b[0] = chunk.x[2 * quad % 4], b[1] = chunk.x[(2 * quad + 1) % 4];
     } else if (BITS == 8) {
-        for (int i = 0; i < 4; i++)
-            w[i] = as_float(permute_bytes(word.x[quarter % 4], 0x4b000000u, 0x7540u + i)) - (8388608.0f + 128.0f);
+        const unsigned word = chunk.x[quad % 4];
+        b[0] = subtract_halves(permute_bytes(word, 0x64646464u, 0x4140u), 0x64806480u);  // 1024 + 128
+        b[1] = subtract_halves(permute_bytes(word, 0x64646464u, 0x4342u), 0x64806480u);
     } else {
-        for (int i = 0; i < 4; i++) {
-            const int nibble = 4 * (quarter % 2) + i, position = nibble < 5 ? 4 * nibble : 4 * nibble - 12;
-            const unsigned bits = nibble < 5 ? word.x[quarter / 2] : word.x[quarter / 2] >> 12;
-            const unsigned one = (127u + 23u - position) << 23;  // the float whose last bit at `position` is 1
-            w[i] = as_float((bits & (15u << position)) | one) - (as_float(one) + 8.0f);
-        }
+        const unsigned word = chunk.x[quad / 2] >> (quad % 2 * 8);
+        b[0] = subtract_halves((word & 0x000f000fu) | 0x64006400u, 0x64086408u);  // 1024 + 8
+        b[1] = multiply_add_halves((word & 0x00f000f0u) | 0x64006400u, 0x2c002c00u, 0xd480d480u);  // / 16 - 72
     }
 }
 
-// Activations of BATCH rows in shared memory: float4 `quarter` of chunk `c` of row `b` lies at plane
-// b * VALUES/4 + quarter, place c, so that the lanes' 16-byte reads touch every bank once.
+// Activations of BATCH rows in shared memory. Each is two operands, its rounded value and what that lacks: together
+// they hold 16 bits of bfloat16's or 22 of float16's. Four neighbours' are 16 bytes {values 0 and 1, their rests,
+// values 2 and 3, their rests}: a lane's share of one product.
 struct Activations {
-    Float4* planes;
-    int chunks;  // of a row
-    DEVICE Float4& quad(int row, int four) {  // weights 4 * four .. + 3 of the row
-        constexpr int QUARTERS = VALUES / 4;
-        return planes[(row * QUARTERS + four % QUARTERS) * chunks + four / QUARTERS];
+    Word4* quads;
+    float* totals;  // int4's: sums of each row's groups
+    int width;
+    DEVICE static constexpr int stride(int width) { return width / 4 + 4; }  // keeps two rows off each other's banks
+    DEVICE static constexpr int groups(int width) { return BITS == 4 ? (width + GROUP - 1) / GROUP : 0; }
+    DEVICE static constexpr int bytes(int width) { return BATCH * (stride(width) * 16 + (groups(width) + 3) / 4 * 16); }
+
+    DEVICE Activations(unsigned char* shared, int width)
+        : quads(reinterpret_cast<Word4*>(shared)),
+          totals(reinterpret_cast<float*>(shared + BATCH * stride(width) * 16)), width(width) {}
+    DEVICE Word4& quad(int row, int chunk, int quad) {
+        return quads[row * stride(width) + quad * (width / VALUES) + chunk];
+    }
+    DEVICE Word4& four(int row, int four) { return quad(row, four / QUADS, four % QUADS); }  // values 4 * four .. + 3
+    // Every lane of a warp calls it, each with the four after the lane's before; lanes beyond the end with zeros.
+    DEVICE void set(int row, int at, const Float4& x) {
+        if (4 * at < width) {
+            Word4 q;
+            for (int i = 0; i < 2; i++) {
+                q.x[2 * i] = operands(x.x[2 * i], x.x[2 * i + 1]);
+                q.x[2 * i + 1] = operands(x.x[2 * i] - low_operand(q.x[2 * i]), x.x[2 * i + 1] - high_operand(q.x[2 * i]));
+            }
+            four(row, at) = q;
+        }
+        if (BITS != 4) return;
+        const float total = sum_of_warp((x.x[0] + x.x[1]) + (x.x[2] + x.x[3]));
+        if (lane_index() == 0 && 4 * at < width) totals[row * groups(width) + 4 * at / GROUP] = total;
     }
 };
 
-// sums[2 * row + r] += chunk of weight row r times the activations of batch row `row`. A chunk of int4 lies under
-// one scale and one zero: scale * sum(code * a) + zero * sum(a).
-DEVICE void multiply(const Weights& weights, const Activations& in, int chunk, float (&sums)[2 * BATCH]) {
-    float partial[2 * BATCH], totals[BATCH] = {};
+// sums[r] += rows 2(l%4) + r of a unit, times row l/4 of the batch; the unit's chunks begin at `first` of `in`.
+// Under one scale and one zero of int4: scale * sum(code * a) + zero * sum(a).
+DEVICE void multiply(const Weights& weights, Activations& in, int first, float (&sums)[2]) {
+    float d[4] = {};
 #pragma unroll
-    for (int i = 0; i < 2 * BATCH; i++) partial[i] = BITS == 4 ? 0.0f : sums[i];
+    for (int i = 0; i < 2; i++) {
+        const int chunk = first + 4 * i + chunk_lane();
+        const bool here = chunk < in.width / VALUES, has_row = row_lane() < BATCH;
+        Word4 words = weights.chunks[i];
+        if (!here) words = {};
 #pragma unroll
-    for (int quarter = 0; quarter < VALUES / 4; quarter++) {
-        float w[2][4];
-        unpack(weights.rows[0], quarter, w[0]);
-        unpack(weights.rows[1], quarter, w[1]);
-#pragma unroll
-        for (int row = 0; row < BATCH; row++) {
-            const Float4 a = in.planes[(row * (VALUES / 4) + quarter) * in.chunks + chunk];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                partial[2 * row] += w[0][i] * a.x[i];
-                partial[2 * row + 1] += w[1][i] * a.x[i];
-                if (BITS == 4) totals[row] += a.x[i];
-            }
+        for (int quad = 0; quad < QUADS; quad++) {
+            Word4 a = {};
+            unsigned b[2];
+            if (here && has_row) a = in.quad(row_lane(), chunk, quad);
+            unpack(words, quad, b);
+            multiply_matrices(d, a, b[0], b[1]);
         }
+        if (BITS != 4) continue;
+        const int group = (first + 4 * i) * VALUES / GROUP;
+        if (group < in.groups(in.width)) {
+            const float total = has_row ? in.totals[row_lane() * in.groups(in.width) + group] : 0.0f;
+            sums[0] += (d[0] + d[2]) * as_float(weights.scales[i] << 16) + total * as_float(weights.zeros[i] << 16);
+            sums[1] += (d[1] + d[3]) * as_float(weights.scales[i] & 0xffff0000u) + total * as_float(weights.zeros[i] & 0xffff0000u);
+        }
+        d[0] = d[1] = d[2] = d[3] = 0.0f;
     }
-#pragma unroll
-    for (int i = 0; i < 2 * BATCH; i++)
-        sums[i] = BITS == 4 ? sums[i] + partial[i] * weights.scales[i % 2] + totals[i / 2] * weights.zeros[i % 2]
-                            : partial[i];
+    if (BITS != 4) sums[0] += d[0] + d[2], sums[1] += d[1] + d[3];
 }
 
 // The scale of a whole row, where there is one.
 DEVICE float row_scale(const Matrix& matrix, int row) {
     return BITS == 8 ? static_cast<const float*>(matrix.scales)[row] : 1.0f;
-}
-
-// Sums over the warp's lanes: lane l gets value l / OWNERS. Each exchange halves what a lane still carries, so 16
-// values cost 16 shuffles instead of 80; the tree of additions is the same for every BATCH.
-constexpr int OWNERS = LANES / (2 * BATCH);  // lanes that end with the same value; the first one owns it
-
-template <int COUNT, int MASK>  // lanes apart by MASK share out 2 * COUNT values. A template, for fixed indices
-DEVICE void halve(float (&sums)[2 * BATCH]) {
-    const bool upper = lane_index() & MASK;
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        const float kept = upper ? sums[COUNT + i] : sums[i], given = upper ? sums[i] : sums[COUNT + i];
-        sums[i] = kept + shuffle_xor(given, MASK);
-    }
-    if constexpr (COUNT > 1) halve<COUNT / 2, MASK / 2>(sums);
-}
-DEVICE float reduce(float (&sums)[2 * BATCH]) {
-    halve<BATCH, LANES / 2>(sums);
-    float sum = sums[0];
-#pragma unroll
-    for (int mask = OWNERS / 2; mask >= 1; mask /= 2) sum += shuffle_xor(sum, mask);
-    return sum;
-}
-
-DEVICE float sum_of_warp(float value) {
-#pragma unroll
-    for (int mask = 16; mask >= 1; mask /= 2) value += shuffle_xor(value, mask);
-    return value;
 }
