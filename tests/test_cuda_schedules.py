@@ -33,50 +33,48 @@ BEFORE_BEST = (
     "    float* sums = reinterpret_cast<float*>(shared + NORM_BYTES);\n    Best"
 )
 MUTANTS = [
-    Mutation(
-        "K1 does not wait for K2", "    wait();\n    if (block_index() == 0)", "    if (block_index() == 0)"
-    ),
+    Mutation("K1 does not wait for K2", "    wait();\n    // This layer's K2", "    // This layer's K2"),
     Mutation("K2's rows do not wait for K1", "        wait();\n        mix_rows", "        mix_rows"),
-    Mutation("attention does not wait for K1", "    wait();\n    while (found) {", "    while (found) {"),
+    Mutation("attention does not wait for K1", "    wait();\n    for (int turn = 0", "    for (int turn = 0"),
     Mutation("K3 does not wait for K2", f"    wait();\n{BEFORE_BEST}", BEFORE_BEST),
-    Mutation("dense does not wait for the heads", "if (thread_index() == 0) wait_for_heads(step);", ""),
+    Mutation("dense does not wait for the heads", "if (thread_index() == 0) wait_for_items(step);", ""),
     Mutation(
         "only thread 0 waits for the heads",
-        "            if (thread_index() == 0) wait_for_heads(step);\n            sync_streamers();\n",
-        "            if (thread_index() == 0) wait_for_heads(step);\n",
+        "            if (thread_index() == 0) wait_for_items(step);\n            sync_streamers();\n",
+        "            if (thread_index() == 0) wait_for_items(step);\n",
     ),
     Mutation("activations are not complete", "panel, shared);\n        sync_streamers();", "panel, shared);"),
     Mutation("K2's sums are not complete", "in, sums);\n        sync_streamers();", "in, sums);"),
     Mutation("sums of K1 and K3 are not complete", "in, here);\n        sync_streamers();", "in, here);"),
     Mutation(
-        "a head's parts are joined unreleased",
-        "sync_warp();  // before lane 0 releases them; and every lane is done with shared memory",
-        "",
+        "a part is done before its lanes are",
+        "            sync_warp();  // before lane 0 releases them\n            if",
+        "            if",
     ),
     Mutation(
-        "a part is counted before it is released",
-        "arrived = add_acquire_release(step.counters + ARRIVED",
-        "arrived = add_relaxed(step.counters + ARRIVED",
+        "a part is done before it is released",
+        "add_release(step.counters + ITEMS_DONE",
+        "add_relaxed(step.counters + ITEMS_DONE",
     ),
     Mutation(
-        "a head is done before it is released",
-        "add_release(step.counters + HEADS_DONE",
-        "add_relaxed(step.counters + HEADS_DONE",
+        "partials are not complete",
+        "        sync_attenders();\n        if (warp == 0)",
+        "        if (warp == 0)",
     ),
-    Mutation("a head is done before its lanes are", "out[d] / sum);\n    sync_warp();", "out[d] / sum);"),
+    Mutation("partials are written over while they are read", "partials + turn % 2 *", "partials + 0 *"),
     Mutation("the best of a block is not released", "ended = add_acquire_release(", "ended = add_relaxed("),
     Mutation(
-        "keys and values are read before they came", "wait_copies<0>();\n    sync_warp();", "sync_warp();"
+        "keys and values are read before they came", "wait_copies<0>();\n        sync_warp();", "sync_warp();"
     ),
     Mutation(
         "those of other lanes are read before they came",
-        "wait_copies<0>();\n    sync_warp();",
+        "wait_copies<0>();\n        sync_warp();",
         "wait_copies<0>();",
     ),
     Mutation(
         "the new token is fetched before K1 wrote it",
-        "step.lengths[item.row] - item.first()",
-        "step.lengths[item.row] + 1 - item.first()",
+        "smaller(LANES, step.lengths[row] - first)",
+        "smaller(LANES, step.lengths[row] + 1 - first)",
     ),
     Mutation("weights are read before they came", "wait_copies<RING - 2>();", "wait_copies<RING - 1>();"),
     Mutation("a slot is asked for again too early", "ask(slot == 0 ? RING - 1 : slot - 1);", "ask(slot);"),
@@ -88,14 +86,20 @@ MUTANTS = [
     Mutation(
         "normed activations are not complete", "    sync_streamers();\n    return out;", "    return out;"
     ),
-    Mutation("the counters are not reset", "store(step.counters + i, 0u);", ";"),
+    Mutation("the counters are not reset", "store(step.counters + ITEMS_DONE, 0u);", ";"),
     Mutation("the count of blocks is not reset", "store(step.counters + BLOCKS_DONE, 0u), ", ""),
     Mutation("the wrong page", "position / PAGE]", "(position + 1) / PAGE]"),
     Mutation("the wrong place in a page", "position % PAGE)", "(position + 1) % PAGE)"),
-    Mutation("the new token is not attended to", "tokens = smaller(SPLIT, old + 1);", "tokens = old;"),
-    Mutation("a head reads another's keys", "item.head / (HEADS / KV_HEADS)", "item.head % KV_HEADS"),
+    Mutation(
+        "the new token is not attended to",
+        "smaller(LANES, step.lengths[row] + 1 - first)",
+        "smaller(LANES, step.lengths[row] - first)",
+    ),
+    Mutation(
+        "a head reads another's keys", "kv_head = head / (HEADS / KV_HEADS)", "kv_head = head % KV_HEADS"
+    ),
     Mutation("no bias in K1 and K3", "bias[r] = panel.matrix->bias[2 * pair + r];", "bias[r] = 0.0f;"),
-    Mutation("no bias in K2", " + layer.dense.bias[out_of(i)]", ""),
+    Mutation("no bias in K2", " + layer.dense.bias[out]", ""),
     Mutation("gamma and beta are read before they came", "    wait_copies<RING - 1>();\n#pragma", "#pragma"),
     Mutation("no rotation", "return {step.cosines[at], step.sines[at]};", "return {1.0f, 0.0f};"),
     Mutation("LayerNorm forgets beta", " + affine[HIDDEN + 4 * four + i]", ""),

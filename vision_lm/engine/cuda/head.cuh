@@ -29,9 +29,17 @@ DEVICE void add_all(Best& best) {
 DEVICE void join_blocks(const Head& head) {
     for (int row = 0; row < BATCH; row++) {
         Best best{0.0f, 0.0f, 0};
-        for (int block = lane_index(); block < grid_blocks(); block += LANES) {
-            const float* from = head.best + (block * BATCH + row) * 3;
-            best.add({load_fresh(from), load_fresh(from + 1), static_cast<int>(load_fresh(from + 2))});
+        for (int first = 0; first < grid_blocks(); first += 8 * LANES) {
+            Best found[8];  // loads in flight at once
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const int block = first + i * LANES + lane_index();
+                const float* from = head.best + (smaller(block, grid_blocks() - 1) * BATCH + row) * 3;
+                found[i] = {load_fresh(from), load_fresh(from + 1), static_cast<int>(load_fresh(from + 2))};
+                if (block >= grid_blocks()) found[i].sum = 0.0f;
+            }
+#pragma unroll
+            for (int i = 0; i < 8; i++) best.add(found[i]);
         }
         add_all<1, LANES / 2>(best);
         if (lane_index() == 0) {

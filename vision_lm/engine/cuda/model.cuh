@@ -1,8 +1,8 @@
 // The shapes of one model, and what the kernels are given. Every upper-case shape is a define of compile.py.
 
 constexpr int PAGE = 16;    // tokens of a cache page
-constexpr int SPLIT = 32;   // tokens of one attention item: a warp's lanes
 constexpr int LANES = 32;
+constexpr int SPLIT = ATTENTION_WARPS * LANES;  // tokens of one attention item
 constexpr int STREAMERS = WARPS * LANES;                       // threads that stream weights
 constexpr int THREADS = (WARPS + ATTENTION_WARPS) * LANES;     // of K2, and of the persistent kernel
 constexpr int QUERIES = HEADS * HEAD_DIM;                      // width of all heads' queries
@@ -19,6 +19,9 @@ constexpr float LOG2E = 1.44269504088896f;
 static_assert(BITS == 16 || BITS == 8 || BITS == 4, "weights have 16, 8 or 4 bits");
 static_assert(BATCH == 1 || BATCH == 2 || BATCH == 4 || BATCH == 8, "a step has 1, 2, 4 or 8 rows");
 static_assert(HIDDEN % VALUES == 0 && FFN % VALUES == 0 && QUERIES % VALUES == 0, "rows are whole chunks");
+// No row ends within a unit, so that nothing needs to be masked.
+constexpr bool WHOLE_UNITS = HIDDEN % (UNIT_CHUNKS * VALUES) == 0 && FFN % (UNIT_CHUNKS * VALUES) == 0 &&
+                             QUERIES % (UNIT_CHUNKS * VALUES) == 0;
 static_assert(INTO_ROWS % TILE == 0 && HIDDEN % TILE == 0, "rows are whole tiles");
 static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 128 && ROTARY % 2 == 0 && ROTARY <= HEAD_DIM, "head layout");
 
@@ -54,8 +57,8 @@ struct Step {
     float* hidden;       // (count, HIDDEN) the residual
     float* queries;      // (count, QUERIES) rotated, scaled by log2(e)/sqrt(HEAD_DIM)
     float* activated;    // (count, FFN) gelu of fc1
-    float* parts;        // (count, HEADS, splits, HEAD_DIM + 4) attention of 32 tokens each, its maximum, its sum
-    float* attended;     // (count, QUERIES)
+    float* parts;        // (count, HEADS, splits, HEAD_DIM + 4) attention of SPLIT tokens each, its maximum, its sum
+    float* attended;     // (count, QUERIES), attend_kernel's
     unsigned* counters;  // zero before the first step
 };
 struct Head {
@@ -69,7 +72,7 @@ struct Head {
     float* logprobs;           // (BATCH) of that token
 };
 
-enum Counter { TICKET, HEADS_DONE, BLOCKS_DONE, BARRIER, ARRIVED = 8 };  // ARRIVED + row * HEADS + head
+enum Counter { TICKET, ITEMS_DONE, BLOCKS_DONE, BARRIER, ARRIVED = 8 };  // ARRIVED + row * HEADS + head
 
 DEVICE int lane_index() { return thread_index() % LANES; }
 DEVICE int warp_index() { return thread_index() / LANES; }

@@ -58,10 +58,12 @@ DEVICE constexpr int sums_of(int tiles, int segments) { return tiles * segments 
 // This warp's segments of panel `at`, times the activations `in` of the panel's part of K.
 template <class Plan>
 DEVICE void sum_segments(PanelCursor<Plan>& mine, Stream<PanelCursor<Plan>>& stream, int at, Activations& in, float* sums) {
+    Operands operands;
     while (mine.at == at) {
         float two[2] = {};
         const int first = mine.segment * SEGMENT_UNITS, count = mine.units_left();
-        for (int unit = 0; unit < count; unit++) multiply(stream.take(), in, (first + unit) * UNIT_CHUNKS, two);
+        for (int unit = 0; unit < count; unit++) 
+            multiply(stream.take(), in, (first + unit) * UNIT_CHUNKS, operands, two);
         float* to = sums + sums_of(mine.tile, mine.panel.segments) + sums_of(1, mine.segment);
         if (row_lane() < BATCH) {
             to[row_lane() * TILE + 2 * chunk_lane()] = two[0];

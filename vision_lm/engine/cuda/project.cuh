@@ -64,9 +64,8 @@ DEVICE void project(const Layer& layer, const Step& step, Wait wait) {
     RowCursor mine{RowPlan(layer.into, INTO_ROWS)};
     Stream<RowCursor> stream(mine);
     wait();
-    if (block_index() == 0)  // the counters of this layer's K2, which starts when this kernel has ended
-        for (int i = thread_index(); i < ARRIVED + BATCH * HEADS; i += STREAMERS)
-            if (i == TICKET || i == HEADS_DONE || i >= ARRIVED) store(step.counters + i, 0u);
+    // This layer's K2 starts to count when this kernel has ended.
+    if (block_index() == 0 && thread_index() == 0) store(step.counters + ITEMS_DONE, 0u);
     const int row = thread_index() / (TILE / 2) % BATCH, length = step.lengths[row];
     const Finish finish{layer, step, length, length < 0 ? 0 : place_of(step, row, length, 0)};
     Activations normed = normalise(step.hidden, shared);

@@ -16,7 +16,6 @@ Bits = Literal[16, 8, 4]
 ELEMENTS = {torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
 BUCKETS = (1, 2, 4, 8)  # rows a compiled step has
 PAGE = 16  # tokens of a cache page
-SPLIT = 32  # tokens of one attention item
 TILE = 8  # rows of a matrix that are multiplied together
 SEGMENT = 256  # weights along a row that are summed before the sum is kept
 
@@ -38,7 +37,7 @@ class Shape:
     bits: Bits = 16
     batch: int = 1
     warps: int = 8  # that stream weights
-    attention_warps: int = 4
+    attention_warps: int = 6
     ring: int = 6  # units of 1 KiB in flight to a warp, and one being read
     activation_kib: int = 64  # of shared memory for K2's activations
     attend_warps: int = 8  # of the kernel that is attention alone
@@ -99,6 +98,11 @@ class Shape:
         return (self.warps + self.attention_warps) * 32
 
     @property
+    def split(self) -> int:
+        """Tokens of one attention item."""
+        return self.attention_warps * 32
+
+    @property
     def attenders(self) -> int:
         return self.attend_warps * 32
 
@@ -124,7 +128,7 @@ class Shape:
 
     @property
     def _attention_bytes(self) -> int:  # of a warp
-        return 2 * SPLIT * (2 * self.head_dim + 16) + 4 * self.head_dim
+        return 2 * 32 * (2 * self.head_dim + 16) + 4 * self.head_dim
 
     @property
     def sample_bytes(self) -> int:
@@ -135,7 +139,7 @@ class Shape:
         return self.attend_warps * self._attention_bytes
 
     def mix_bytes(self, blocks: int) -> int:
-        attention = self.attention_warps * self._attention_bytes
+        attention = self.attention_warps * (self._attention_bytes + 8 * (self.head_dim + 4))
         most = max(-(-width // SEGMENT) for width in (self.ffn, self.queries))
         segments = min(most, max(1, self.activation_kib * 1024 // (SEGMENT * 4 * self.batch)))
         tiles = -(-self.hidden // TILE // blocks)
@@ -166,7 +170,7 @@ class Shape:
 
     def part_floats(self, pages: int, rows: int) -> int:
         """Attention's intermediate results for block tables of so many pages."""
-        return rows * self.heads * (pages * PAGE // SPLIT + 1) * (self.head_dim + 4)
+        return rows * self.heads * (pages * PAGE // self.split + 1) * (self.head_dim + 4)
 
     def counters_of(self, rows: int) -> int:
         return 8 + rows * self.heads

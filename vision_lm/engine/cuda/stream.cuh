@@ -127,34 +127,51 @@ struct Activations {
     }
 };
 
+// A lane's share of some activations. Lanes that have no row of the batch keep its zeros.
+constexpr int QUADS_AT_ONCE = smaller(QUADS, 4);
+struct Operands {
+    Word4 a[2][QUADS_AT_ONCE] = {};
+};
+
 // sums[r] += rows 2(l%4) + r of a unit, times row l/4 of the batch; the unit's chunks begin at `first` of `in`.
 // Under one scale and one zero of int4: scale * sum(code * a) + zero * sum(a).
-DEVICE void multiply(const Weights& weights, Activations& in, int first, float (&sums)[2]) {
-    float d[4] = {};
+DEVICE void multiply(Weights weights, Activations& in, int first, Operands& operands, float (&sums)[2]) {
+    float d[2][4] = {};  // of each chunk: two chains of products
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int chunk = first + 4 * i + chunk_lane();
-        const bool here = chunk < in.width / VALUES, has_row = row_lane() < BATCH;
-        Word4 words = weights.chunks[i];
-        if (!here) words = {};
+    for (int start = 0; start < QUADS; start += QUADS_AT_ONCE) {
 #pragma unroll
-        for (int quad = 0; quad < QUADS; quad++) {
-            Word4 a = {};
-            unsigned b[2];
-            if (here && has_row) a = in.quad(row_lane(), chunk, quad);
-            unpack(words, quad, b);
-            multiply_matrices(d, a, b[0], b[1]);
+        for (int i = 0; i < 2; i++) {
+            const int chunk = first + 4 * i + chunk_lane();
+            const bool here = WHOLE_UNITS || chunk < in.width / VALUES;
+            if (!here) weights.chunks[i] = {};
+#pragma unroll
+            for (int quad = 0; quad < QUADS_AT_ONCE; quad++) {
+                if (row_lane() < BATCH) operands.a[i][quad] = here ? in.quad(row_lane(), chunk, start + quad) : Word4{};
+            }
         }
-        if (BITS != 4) continue;
-        const int group = (first + 4 * i) * VALUES / GROUP;
-        if (group < in.groups(in.width)) {
-            const float total = has_row ? in.totals[row_lane() * in.groups(in.width) + group] : 0.0f;
-            sums[0] += (d[0] + d[2]) * as_float(weights.scales[i] << 16) + total * as_float(weights.zeros[i] << 16);
-            sums[1] += (d[1] + d[3]) * as_float(weights.scales[i] & 0xffff0000u) + total * as_float(weights.zeros[i] & 0xffff0000u);
-        }
-        d[0] = d[1] = d[2] = d[3] = 0.0f;
+#pragma unroll
+        for (int quad = 0; quad < QUADS_AT_ONCE; quad++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                unsigned b[2];
+                unpack(weights.chunks[i], start + quad, b);
+                multiply_matrices(d[i], operands.a[i][quad], b[0], b[1]);
+            }
     }
-    if (BITS != 4) sums[0] += d[0] + d[2], sums[1] += d[1] + d[3];
+    if (BITS == 4) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int group = (first + 4 * i) * VALUES / GROUP;
+            if (!WHOLE_UNITS && group >= in.groups(in.width)) continue;
+            const float total = row_lane() < BATCH ? in.totals[row_lane() * in.groups(in.width) + group] : 0.0f;
+            const unsigned scales = weights.scales[i], zeros = weights.zeros[i];
+            sums[0] += (d[i][0] + d[i][2]) * as_float(scales << 16) + total * as_float(zeros << 16);
+            sums[1] += (d[i][1] + d[i][3]) * as_float(scales & 0xffff0000u) + total * as_float(zeros & 0xffff0000u);
+        }
+    } else {
+        sums[0] += (d[0][0] + d[0][2]) + (d[1][0] + d[1][2]);
+        sums[1] += (d[0][1] + d[0][3]) + (d[1][1] + d[1][3]);
+    }
 }
 
 // The scale of a whole row, where there is one.
