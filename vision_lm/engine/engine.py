@@ -25,6 +25,7 @@ from vision_lm.engine.scheduler import Limits, Scheduler, Span
 from vision_lm.engine.stopping import FinishReason, StopStrings
 from vision_lm.engine.ticket import Mailbox, Ticket
 from vision_lm.engine.torch_decoder import TorchDecoder
+from vision_lm.engine.worker import Worker
 from vision_lm.errors import RequestError, VisionLMError
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Stats:
 
 
 class Engine:
-    """Generates for many requests at once. Any thread may submit; one thread computes while there is work."""
+    """Generates for many requests at once. Any thread may submit; one thread computes."""
 
     def __init__(
         self,
@@ -77,9 +78,11 @@ class Engine:
         self._mailboxes: dict[Request, Mailbox] = {}  # of requests that have not ended
         # No lock: a ticket may be forgotten at any moment, in any thread.
         self._cancelled: deque[Request] = deque()
-        self._lock = threading.Lock()  # of the two below
+        self._lock = threading.Lock()  # of the three below
         self._arrived: list[Request] = []
-        self._thread: threading.Thread | None = None
+        self._idle = threading.Event()  # set while nothing is under way
+        self._idle.set()
+        self._worker = Worker(self, Engine._serve)
 
     def check(self, length: int, sampling: Sampling) -> None:
         """Raise RequestError if a prompt of `length` tokens and its answer do not fit the model or the cache."""
@@ -125,10 +128,8 @@ class Engine:
         self._mailboxes[request] = mailbox
         with self._lock:
             self._arrived.append(request)
-            if self._thread is None or not self._thread.is_alive():
-                # Not a daemon: Python must not exit while it is inside torch. It stops by itself when Python exits.
-                self._thread = threading.Thread(target=self._serve, name="vision-lm engine")
-                self._thread.start()
+            self._idle.clear()
+            self._worker.wake()
 
         def cancel() -> None:  # must not hold the ticket
             if request in self._mailboxes:
@@ -148,13 +149,10 @@ class Engine:
 
     def wait(self) -> None:
         """Until nothing is under way and `stats` are complete."""
-        with self._lock:
-            thread = self._thread
-        if thread is not None:
-            thread.join()
+        self._idle.wait()
 
     def _serve(self) -> None:
-        """The loop, while there is work."""
+        """The loop, until there is no more work."""
         while True:
             start = time.perf_counter()
             with self._lock:
@@ -166,7 +164,7 @@ class Engine:
                 while self._cancelled:
                     self._finish(self._cancelled.popleft(), "cancelled")
                 if not self.scheduler.busy:
-                    self._thread = None
+                    self._idle.set()
                     return
             try:
                 spans = self.scheduler.plan()
