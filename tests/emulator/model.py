@@ -145,6 +145,7 @@ class Bench:
                 logits=torch.full((batch, config.vocab_size), float("nan")),
                 next=torch.full((batch,), -1),
                 logprobs=torch.full((batch,), float("nan")),
+                rivals=torch.full((batch,), float("nan")),
             ),
             scratch=Scratch.of(shape, pages, blocks, torch.device("cpu")),
             cache=cache,
@@ -183,7 +184,7 @@ class Bench:
             constant += [matrix.rows] if matrix.scales is None else [matrix.rows, matrix.scales]
         s, i = self.scratch, self.inputs
         variable = [s.hidden, s.queries, s.activated, s.parts, s.attended, s.best, s.counters]
-        variable += [self.cache, i.next, i.logprobs] + ([] if i.logits is None else [i.logits])
+        variable += [self.cache, i.next, i.logprobs, i.rivals] + ([] if i.logits is None else [i.logits])
         return Memory(constant, variable)
 
     def launches(self, persistent: bool = False) -> list[Launch]:

@@ -1,40 +1,50 @@
-// K3: the final LayerNorm, lm_head, and the likeliest token with its log-probability. And the embeddings that a
-// step starts from.
+// K3: the final LayerNorm, lm_head, and the likeliest token with its log-probability and its rival's. And the
+// embeddings that a step starts from.
 
-// The best of some logits: their maximum, the lowest id that has it, and sum(exp(logit - maximum)).
+// exp(logit - top); of the top itself 1, even where it is infinite.
+DEVICE float weight_below(float logit, float top) { return logit == top ? 1.0f : exp2_fast(LOG2E * (logit - top)); }
+
+// The best of some logits: their maximum, the lowest id that has it, sum(exp(logit - maximum)), and the maximum of
+// the others.
 struct Best {
     float logit, sum;
     int id;
+    float rival = as_float(0xff800000u);  // -infinity: there is no other
     DEVICE void add(const Best& other) {
         if (other.sum == 0.0f) return;
         const bool theirs = sum == 0.0f || other.logit > logit || (other.logit == logit && other.id < id);
         const float top = sum == 0.0f ? other.logit : larger(logit, other.logit);
-        sum = (sum == 0.0f ? 0.0f : sum * exp2_fast(LOG2E * (logit - top))) + other.sum * exp2_fast(LOG2E * (other.logit - top));
+        rival = sum == 0.0f ? other.rival : larger(smaller(logit, other.logit), larger(rival, other.rival));
+        sum = (sum == 0.0f ? 0.0f : sum * weight_below(logit, top)) + other.sum * weight_below(other.logit, top);
         logit = top;
         if (theirs) id = other.id;
     }
     DEVICE void add_from(int mask) {
         const float their_logit = shuffle_xor(logit, mask), their_sum = shuffle_xor(sum, mask);
-        add({their_logit, their_sum, shuffle(id, lane_index() ^ mask)});
+        const float their_rival = shuffle_xor(rival, mask);
+        add({their_logit, their_sum, shuffle(id, lane_index() ^ mask), their_rival});
     }
 };
 
 constexpr int HEAD_ROWS = (VOCAB + 1) / 2 * 2;
-constexpr int HEAD_BYTES = RING_BYTES + NORM_BYTES + SCRATCH_BYTES + WARPS * BATCH * 12;
+constexpr int HEAD_BYTES = RING_BYTES + NORM_BYTES + SCRATCH_BYTES + WARPS * BATCH * 16;
 
 // A warp of the last block to end joins what all blocks found, in a fixed order.
 DEVICE void join_blocks(const Head& head) {
     for (int row = 0; row < BATCH; row++) {
         Best best{0.0f, 0.0f, 0};
         for (int block = lane_index(); block < grid_blocks(); block += LANES) {
-            const float* from = head.best + (block * BATCH + row) * 3;
-            best.add({load_fresh(from), load_fresh(from + 1), static_cast<int>(load_fresh(from + 2))});
+            const Float4 from = load_fresh4(head.best + (block * BATCH + row) * 4);
+            best.add({from.x[0], from.x[1], static_cast<int>(from.x[2]), from.x[3]});
         }
 #pragma unroll
         for (int mask = 16; mask >= 1; mask /= 2) best.add_from(mask);
         if (lane_index() == 0) {
             store(head.next + row, static_cast<long long>(best.id));
-            store(head.logprobs + row, log2_fast(best.sum) * -(1.0f / LOG2E));
+            // What is infinite is no number any more: nothing can be said of such a row.
+            const float logprob = log2_fast(best.sum) * -(1.0f / LOG2E) + (best.logit - best.logit);
+            store(head.logprobs + row, logprob);
+            store(head.rivals + row, logprob + (best.rival - best.logit));
         }
     }
 }
@@ -57,21 +67,22 @@ DEVICE void choose(const Head& head, const Step& step, Wait wait) {
         if (head.logits != nullptr && lane % OWNERS == 0) store(head.logits + static_cast<long long>(row) * VOCAB + out, logit);
     }
     best.add_from(OWNERS);  // the pair's two rows
-    float* found = reinterpret_cast<float*>(shared + NORM_BYTES + SCRATCH_BYTES);  // (WARPS, BATCH, 3)
+    float* found = reinterpret_cast<float*>(shared + NORM_BYTES + SCRATCH_BYTES);  // (WARPS, BATCH, 4)
     if (lane % (2 * OWNERS) == 0) {
-        float* to = found + (warp_index() * BATCH + row) * 3;
-        to[0] = best.logit, to[1] = best.sum, to[2] = static_cast<float>(best.id);  // ids below 2^24 are exact
+        float* to = found + (warp_index() * BATCH + row) * 4;
+        to[0] = best.logit, to[1] = best.sum, to[3] = best.rival;
+        to[2] = static_cast<float>(best.id);  // ids below 2^24 are exact
     }
     sync_streamers();
     if (warp_index() != 0) return;
     if (lane < BATCH) {
         Best all{0.0f, 0.0f, 0};
         for (int warp = 0; warp < WARPS; warp++) {
-            const float* from = found + (warp * BATCH + lane) * 3;
-            all.add({from[0], from[1], static_cast<int>(from[2])});
+            const float* from = found + (warp * BATCH + lane) * 4;
+            all.add({from[0], from[1], static_cast<int>(from[2]), from[3]});
         }
-        float* to = head.best + (block_index() * BATCH + lane) * 3;
-        store(to, all.logit), store(to + 1, all.sum), store(to + 2, static_cast<float>(all.id));
+        float* to = head.best + (block_index() * BATCH + lane) * 4;
+        store(to, all.logit), store(to + 1, all.sum), store(to + 2, static_cast<float>(all.id)), store(to + 3, all.rival);
     }
     sync_warp();
     unsigned ended = 0;

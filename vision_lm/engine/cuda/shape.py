@@ -112,7 +112,7 @@ class Shape:
 
     @property
     def choose_bytes(self) -> int:
-        return self.project_bytes + 12 * self.warps * self.batch
+        return self.project_bytes + 16 * self.warps * self.batch
 
     @property
     def _attention_bytes(self) -> int:  # of a warp
