@@ -136,7 +136,18 @@ INFINITY, NAN = float("inf"), float("nan")
         {17: NAN},
         {0: -3000.0, 9: 3000.0},
     ],
-    ids=["four equal", "two equal", "near", "last", "one alone", "two alone", "none", "infinite", "NaN", "far"],
+    ids=[
+        "four equal",
+        "two equal",
+        "near",
+        "last",
+        "one alone",
+        "two alone",
+        "none",
+        "infinite",
+        "NaN",
+        "far",
+    ],
 )
 def test_k3_says_of_any_logits_what_choose_says(best: dict[int, float]) -> None:
     """The lowest of equal ids, the likeliest other token's probability, and no number for what is none."""

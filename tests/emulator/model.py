@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.emulator.emulator import Emulator, Memory
 from vision_lm.config import TextConfig
+from vision_lm.engine.cuda.bucket import Rows
 from vision_lm.engine.cuda.launch import Inputs, Launch, Scratch, step_launches
 from vision_lm.engine.cuda.pack import PackedMatrix, PackedModel, pack
 from vision_lm.engine.cuda.shape import PAGE, Bits, Shape
@@ -157,6 +158,14 @@ class Bench:
             cache[:, :, slots_of_row] = filling.to(dtype)
         bench.poison()
         return bench
+
+    def rows(self) -> Rows:
+        """The live rows as the decoder is given them."""
+        live = int((self.inputs.lengths >= 0).sum())
+        ids, lengths, table = (
+            part[:live].tolist() for part in (self.inputs.ids, self.inputs.lengths, self.inputs.table)
+        )
+        return Rows(ids, lengths, table)
 
     def slots(self, row: int, length: int) -> Tensor:
         """The cache slots of a row's first tokens."""

@@ -181,7 +181,7 @@ class Engine:
         """Compute the spans, and choose a token for every request that is complete."""
         start = time.perf_counter()
         try:
-            complete, logits = self.runner.run(spans)
+            outcome = self.runner.run(spans)
         except Exception as error:
             if out_of_memory(error):
                 self._shrink()
@@ -194,18 +194,25 @@ class Engine:
         self.stats.forward_seconds += time.perf_counter() - start
         self.stats.prompt_tokens += sum(span.prompt_tokens for span in spans)
         self.scheduler.done(spans)
-        if logits is None:
-            return
+        for request, chosen in outcome.chosen:
+            self._accept(request, chosen)
+        if outcome.logits is not None:
+            self._choose(outcome.open, outcome.logits)
+
+    def _choose(self, requests: Sequence[Request], logits: Tensor) -> None:
+        """Their next tokens, from the logits (R, V)."""
         rows: list[Row] = []
         places: list[int] = []  # of those whose form can say what may come
-        for place, request in enumerate(complete):
+        for place, request in enumerate(requests):
             try:
                 rows.append(request.row(logits.shape[-1]))
                 places.append(place)
             except Exception as error:
                 self._end(request, error)
-        for place, chosen in zip(places, choose(logits[places], rows), strict=True):
-            self._accept(complete[place], chosen)
+        if len(places) < len(requests):
+            logits = logits[places]
+        for place, chosen in zip(places, choose(logits, rows), strict=True):
+            self._accept(requests[place], chosen)
 
     def _shrink(self) -> None:
         """Memory ran out: smaller steps from now on."""
@@ -224,9 +231,10 @@ class Engine:
             self._end(request, error)
             return
         self.stats.generated_tokens += 1
-        if request.certain > request.sent:
-            self._mailboxes[request].put(request.tokens[request.sent : request.certain])
-            request.sent = request.certain
+        certain = request.certain
+        if certain > request.sent:
+            self._mailboxes[request].put(request.tokens[request.sent : certain])
+            request.sent = certain
         if request.finish_reason:
             self._finish(request, request.finish_reason)
 
