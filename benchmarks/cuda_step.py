@@ -82,6 +82,7 @@ class Steps:
             logits=torch.zeros(rows, config.vocab_size, device=DEVICE),
             next=torch.zeros(rows, dtype=torch.int64, device=DEVICE),
             logprobs=torch.zeros(rows, device=DEVICE),
+            rivals=torch.zeros(rows, device=DEVICE),
         )
         self.blocks = Limits.of(DEVICE).blocks
 

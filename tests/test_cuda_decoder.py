@@ -6,21 +6,22 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PhiForCausalLM
 
 from tests.emulator.emulator import EmulatedKernels, Emulator
 from tests.emulator.model import PHI_1_5, PHI_2, Bench, as_stored, random_weights
 from vision_lm.config import TextConfig
-from vision_lm.engine import Engine, Limits, Prompt, TorchDecoder
-from vision_lm.engine.cuda.bucket import Draws
+from vision_lm.engine import Engine, Generation, Limits, Prompt, TorchDecoder
+from vision_lm.engine.cuda.bucket import Draws, Rows
 from vision_lm.engine.cuda.decoder import CudaDecoder
 from vision_lm.engine.cuda.decoder import Limits as GpuLimits
 from vision_lm.engine.cuda.errors import CudaDecoderError
+from vision_lm.engine.cuda.exchange import Found
 from vision_lm.engine.cuda.shape import PAGE, TILE, Shape
 from vision_lm.engine.decoders import KernelDecoder
 from vision_lm.engine.kv_cache import KVCache
-from vision_lm.engine.sampling import Row, Sampling, choose
+from vision_lm.engine.sampling import Row, Sampling, Token, choose
+from vision_lm.errors import VisionLMError
 from vision_lm.phi import build_phi
 
 CPU = torch.device("cpu")
@@ -44,8 +45,8 @@ class Streams:
 
     decoder: CudaDecoder
     cache: KVCache
-    table: Tensor  # (B, P)
-    lengths: Tensor  # (B,)
+    pages: list[list[int]]  # of each
+    lengths: list[int]
 
     @classmethod
     def of(cls, decoder: CudaDecoder, rows: int, tokens: int) -> Streams:
@@ -53,23 +54,23 @@ class Streams:
         order = torch.randperm(rows * pages, generator=torch.Generator().manual_seed(0))
         cache = KVCache(decoder.config, rows * pages, CPU, decoder.dtype)
         cache.memory.fill_(float("nan"))
-        return cls(decoder, cache, order.int().reshape(rows, pages), torch.zeros(rows, dtype=torch.int32))
+        return cls(decoder, cache, order.reshape(rows, pages).tolist(), [0] * rows)
 
     def prompt(self, prompts: list[list[int]]) -> list[int]:
         """Each sequence alone, token by token -> its first own token."""
         first = []
         for row, prompt in enumerate(prompts):
             for token in prompt:
-                found, _ = self.step([token], [row])
+                found = self.step([token], [row])
             first.append(found[0])
         return first
 
-    def step(self, ids: list[int], rows: list[int]) -> tuple[list[int], list[float]]:
-        found, logprobs = self.decoder.tokens(
-            torch.tensor(ids), self.lengths[rows], self.table[rows], self.cache
-        )
-        self.lengths[rows] += 1
-        return found.tolist(), logprobs.tolist()
+    def step(self, ids: list[int], rows: list[int]) -> list[int]:
+        lengths, pages = [self.lengths[row] for row in rows], [self.pages[row] for row in rows]
+        found, _, _ = self.decoder.tokens(Rows(ids, lengths, pages), self.cache)
+        for row in rows:
+            self.lengths[row] += 1
+        return found
 
 
 @pytest.mark.parametrize(
@@ -82,59 +83,79 @@ def test_greedy_tokens_are_those_of_phi(config: TextConfig, dtype: torch.dtype) 
     streams = Streams.of(decoder_of(config, dtype), rows=3, tokens=40)
     tokens = [streams.prompt(prompts)]
     for _ in range(5):
-        tokens.append(streams.step(tokens[-1], [0, 1, 2])[0])
+        tokens.append(streams.step(tokens[-1], [0, 1, 2]))
     phi = oracle(config, dtype)
     for prompt, answer in zip(prompts, zip(*tokens, strict=True), strict=True):
         expected = phi.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None)
         assert list(answer) == expected[0, len(prompt) :].tolist()
 
 
-def eight_rows(dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tensor], KVCache]:
+def eight_rows(dtype: torch.dtype) -> tuple[Rows, KVCache]:
     """Inputs of a step, and a cache that it can read."""
     bench = Bench.of(PHI_1_5, [5, 16, 0, 40, 33, 32, 17, 1], dtype)
     cache = KVCache(PHI_1_5, 1, CPU, dtype)
     cache.memory = bench.cache
-    return (bench.inputs.ids, bench.inputs.lengths, bench.inputs.table), cache
+    return bench.rows(), cache
+
+
+def picked(rows: Rows, places: list[int]) -> Rows:
+    return Rows(*([part[place] for place in places] for part in (rows.ids, rows.lengths, rows.pages)))
 
 
 @pytest.mark.parametrize("bits", [16, 8])
 def test_nine_rows_and_seventeen_are_single_rows(bits: int) -> None:
     """Nine rows are two buckets'; seventeen 16-bit ones are cuBLAS's, seventeen int8 ones three buckets'."""
     decoder = decoder_of(PHI_1_5, torch.float16, bits)
-    inputs, cache = eight_rows(torch.float16)
-    alone = torch.cat([decoder.decode(*(one[[row]] for one in inputs), cache) for row in range(8)])
-    for rows in (9, 17):
-        picked = torch.arange(rows) % 8
-        logits = decoder.decode(*(one[picked] for one in inputs), cache)
-        if rows == 17 and bits == 16:
-            torch.testing.assert_close(logits, alone[picked], rtol=1e-2, atol=5e-2)
+    rows, cache = eight_rows(torch.float16)
+    alone = torch.cat([decoder.decode(picked(rows, [row]), cache) for row in range(8)])
+    for count in (9, 17):
+        places = [row % 8 for row in range(count)]
+        logits = decoder.decode(picked(rows, places), cache)
+        if count == 17 and bits == 16:
+            torch.testing.assert_close(logits, alone[places], rtol=1e-2, atol=5e-2)
         else:
-            assert torch.equal(logits, alone[picked])
+            assert torch.equal(logits, alone[places])
 
 
 @pytest.mark.parametrize("rows", [3, 9, 16])
 def test_tokens_are_drawn_from_the_logits(rows: int) -> None:
     decoder = decoder_of(PHI_1_5, torch.float16)
-    inputs, cache = eight_rows(torch.float16)
-    picked = torch.arange(rows) % 8
-    step = tuple(one[picked] for one in inputs)
-    logits = decoder.decode(*step, cache)
+    eight, cache = eight_rows(torch.float16)
+    step = picked(eight, [row % 8 for row in range(rows)])
+    logits = decoder.decode(step, cache)
     samplings = [Sampling(1, temperature=row % 3 * 0.7, top_k=row + 2, top_p=0.9) for row in range(rows)]
     draws = torch.rand(rows, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
     settings = [
         [one.temperature, one.top_p, one.min_p, draw] for one, draw in zip(samplings, draws, strict=True)
     ]
     top_k = torch.arange(rows, dtype=torch.int32) + 2
-    tokens, logprobs = decoder.tokens(*step, cache, Draws(torch.tensor(settings), top_k))
-    rows_of = [Row(one, draw) for one, draw in zip(samplings, draws, strict=True)]
-    for token, logprob, expected in zip(
-        tokens.tolist(), logprobs.tolist(), choose(logits, rows_of), strict=True
-    ):
-        assert not isinstance(expected, Exception)
-        assert token == expected.id
-        assert logprob == pytest.approx(expected.logprob, abs=1e-4)
-    likeliest, _ = decoder.tokens(*step, cache)
-    assert torch.equal(likeliest, logits.argmax(1))
+    drawn = decoder.tokens(step, cache, Draws(torch.tensor(settings), top_k))
+    same(drawn, choose(logits, [Row(one, draw) for one, draw in zip(samplings, draws, strict=True)]))
+    same(decoder.tokens(step, cache), choose(logits, [Row(Sampling(1))] * rows))
+
+
+def same(found: Found, expected: list[Token | VisionLMError]) -> None:
+    for token, logprob, rival, other in zip(*found, expected, strict=True):
+        assert isinstance(other, Token)
+        assert token == other.id
+        assert logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert rival == pytest.approx(other.rival, abs=1e-4)
+
+
+def test_rows_that_are_no_numbers_have_no_token() -> None:
+    """The others have theirs: by a bucket, and by cuBLAS."""
+    kernels = KernelDecoder(decoder_of(PHI_1_5, torch.float16), random_weights(PHI_1_5))
+    rows, cache = eight_rows(torch.float16)
+    page = rows.pages[3][0]
+    cache.memory[:, :, page * PAGE : (page + 1) * PAGE] = float("nan")
+    for count in (4, 17):
+        some = picked(rows, [row % 8 for row in range(count)])
+        found = kernels.decode_greedy(some.ids, some.lengths, some.pages, cache)
+        for row, (token, expected) in enumerate(
+            zip(found, choose(kernels.kernels.decode(some, cache), [Row(Sampling(1))] * count), strict=True)
+        ):
+            assert isinstance(token, VisionLMError) == (row % 8 == 3)
+            assert str(token) == str(expected) if row % 8 == 3 else token[0] == expected[0]  # type: ignore[index]
 
 
 def test_what_the_kernels_are_not_made_for_is_one_error() -> None:
@@ -180,6 +201,42 @@ def test_real_shapes_fit_the_gpus_they_are_for() -> None:
                     Shape.of(config, torch.bfloat16, bits, batch).fitting(limits.blocks, limits.shared)  # type: ignore[arg-type]
                 if limits.shared > 100 << 10:
                     Shape.of(config, torch.bfloat16, bits, 8).fitting(limits.blocks, limits.shared)  # type: ignore[arg-type]
+
+
+def test_greedy_steps_need_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside requests that need them, and without: token by token what `choose` says of the logits."""
+    kernels = KernelDecoder(decoder_of(PHI_1_5, torch.bfloat16), random_weights(PHI_1_5))
+    prompts = [Prompt([*range(3, 20 + number)]) for number in range(4)]
+    greedy = Sampling(max_tokens=12)
+    others = [
+        Sampling(max_tokens=6, temperature=0.8, seed=1),
+        Sampling(max_tokens=6, repetition_penalty=1.3),
+        Sampling(max_tokens=6, top_logprobs=2),
+        Sampling(max_tokens=6, given=(5, 9, 7, 5, 1, 2)),
+    ]
+
+    def answers() -> list[Generation]:
+        engine = Engine(kernels, lambda _: [], image_token_id=-1, cache_tokens=512)
+        alone = engine.generate(prompts, greedy)
+        beside = [one for other in others for one in engine.generate(prompts[:2], [greedy, other])]
+        return alone + beside
+
+    steps: list[str] = []
+
+    def counted(name: str) -> None:
+        method = getattr(kernels.kernels, name)
+        monkeypatch.setattr(kernels.kernels, name, lambda *args: (steps.append(name), method(*args))[1])
+
+    counted("decode")
+    counted("tokens")
+    without = answers()
+    assert "decode" not in steps[:11]  # of the greedy ones alone, whose first token is prefill's
+    assert "decode" in steps and "tokens" in steps[11:]  # which go on when those beside them have ended
+    monkeypatch.setattr(kernels, "decode_greedy", lambda *_: None)
+    for ours, theirs in zip(without, answers(), strict=True):
+        assert ours.tokens == theirs.tokens
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+        assert ours.rivals == pytest.approx(theirs.rivals, abs=1e-4)
 
 
 def test_the_engine_over_the_kernels_says_what_it_says_over_torch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor
 from tests.emulator.emulator import Emulator
 from tests.emulator.model import GROUPED, PHI_1_5, PHI_2, Bench, attend64, head64, mix64, project64, step64
 from vision_lm.config import TextConfig
+from vision_lm.engine.sampling import Row, Sampling, choose
+from vision_lm.errors import VisionLMError
 
 BF16, FP16 = torch.bfloat16, torch.float16
 # An exactly rounded float32 sum of a few hundred products is wrong by about 1e-6; a half-precision one by 1e-2.
@@ -92,7 +95,9 @@ class TestKernels:
         logits = head64(config, bench.truth, bench.scratch.hidden.double())
         close(bench.inputs.logits, logits)
         assert torch.equal(bench.inputs.next, logits.argmax(1))
-        close(bench.inputs.logprobs, logits.log_softmax(1).amax(1))
+        likeliest = logits.log_softmax(1).topk(2).values
+        close(bench.inputs.logprobs, likeliest[:, 0])
+        close(bench.inputs.rivals, likeliest[:, 1])
 
     def test_a_step_equals_float64(
         self, config: TextConfig, lengths: list[int], dtype: torch.dtype, bits: int
@@ -113,15 +118,60 @@ class TestKernels:
                 assert np.all(memory.reads_of(matrix.scales) == 1)
 
 
-def test_equal_logits_give_the_lowest_id() -> None:
+INFINITY, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    "best",
+    [
+        {70: 2.0, 71: 2.0, 200: 2.0, 300: 2.0},
+        {300: 2.0, 70: 2.0},
+        {0: 2.0, 1: 1.5, 150: 1.75},  # one warp's own second is not the row's
+        {300: 2.0, 298: 1.75},
+        dict.fromkeys(range(301), -INFINITY) | {299: 1.0},
+        dict.fromkeys(range(301), -INFINITY) | {5: 1.0, 6: 0.5},
+        dict.fromkeys(range(301), -INFINITY),
+        {17: INFINITY},
+        {17: NAN},
+        {0: -3000.0, 9: 3000.0},
+    ],
+    ids=[
+        "four equal",
+        "two equal",
+        "near",
+        "last",
+        "one alone",
+        "two alone",
+        "none",
+        "infinite",
+        "NaN",
+        "far",
+    ],
+)
+def test_k3_says_of_any_logits_what_choose_says(best: dict[int, float]) -> None:
+    """The lowest of equal ids, the likeliest other token's probability, and no number for what is none."""
     bench = Bench.of(PHI_1_5, [4, 5])
     head = bench.packed.head
     head.rows.zero_()
     head.bias.fill_(-1.0)
-    head.bias[torch.tensor([70, 71, 200, 300])] = 2.0
+    for token, logit in best.items():
+        head.bias[token] = logit
     bench.scratch.hidden.normal_(generator=torch.Generator().manual_seed(3))
     bench.run(Emulator(bench.shape), [bench.launches()[-1]])
-    assert bench.inputs.next.tolist() == [70, 70]
+    row = Row(Sampling(max_tokens=1))
+    for expected, token, logprob, rival in zip(
+        choose(head.bias[None, :301].expand(2, -1), [row, row]),
+        bench.inputs.next.tolist(),
+        bench.inputs.logprobs.tolist(),
+        bench.inputs.rivals.tolist(),
+        strict=True,
+    ):
+        if isinstance(expected, VisionLMError):
+            assert not math.isfinite(logprob)
+        else:
+            assert token == expected.id
+            assert logprob == pytest.approx(expected.logprob, abs=1e-5)
+            assert rival == pytest.approx(expected.rival, abs=1e-5)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 5])

@@ -36,6 +36,7 @@ def test_the_kernel_draws_what_choose_draws(ties: bool) -> None:
         expected = choose(logits, [Row(one, draw) for one in samplings])
         best = logits.max(1)
         found, logprobs = best.indices.clone(), best.values - logits.logsumexp(1)
+        rivals = logits.topk(2).values[:, 1] - logits.logsumexp(1)
         settings = torch.tensor([[one.temperature, one.top_p, one.min_p, draw] for one in samplings])
         top_k = torch.tensor([one.top_k or vocab for one in samplings], dtype=torch.int32)
         step = bench.launches()[0].parameters[1]
@@ -44,11 +45,12 @@ def test_the_kernel_draws_what_choose_draws(ties: bool) -> None:
             blocks=rows,
             threads=bench.shape.streamers,
             shared=emulator.constant("SAMPLE_BYTES"),
-            parameters=(struct(logits, settings, top_k, found, logprobs), step),
+            parameters=(struct(logits, settings, top_k, found, logprobs, rivals), step),
         )
-        memory = Memory([logits, settings, top_k], [found, logprobs])
+        memory = Memory([logits, settings, top_k], [found, logprobs, rivals])
         assert emulator.run([launch], memory, seed=1) is None
         for row, token in enumerate(expected):
             assert not isinstance(token, Exception)
             assert int(found[row]) == token.id, SETTINGS[row]
             assert float(logprobs[row]) == pytest.approx(token.logprob, abs=1e-4)
+            assert float(rivals[row]) == pytest.approx(token.rival, abs=1e-4)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -364,9 +365,10 @@ def test_a_seed_gives_the_same_sample_in_any_batch(decoder: TorchDecoder, prompt
     assert len({engine.generate([prompts[0]], one)[0].tokens for one in settings[:20]}) > 15
 
 
-def test_python_exits_at_once_whatever_the_engine_is_doing() -> None:
+@pytest.mark.parametrize("at_work", [True, False])
+def test_python_exits_at_once_whatever_the_engine_is_doing(at_work: bool) -> None:
     """A program that ends with requests under way, or right after an answer, ends cleanly and soon."""
-    program = """
+    program = f"""
 import time, torch
 from tests.conftest import random_phi, text_config
 from vision_lm.engine import Engine, Prompt, Sampling, TorchDecoder
@@ -376,11 +378,59 @@ decode = decoder.decode
 decoder.decode = lambda *arguments: (time.sleep(0.05), decode(*arguments))[1]
 engine = Engine(decoder, lambda images: [], -1)
 engine.generate([Prompt([1, 2])], Sampling(max_tokens=2))
-ticket = engine.submit(Prompt([1, 2, 3]), Sampling(max_tokens=4000, temperature=50.0, seed=1))
-next(iter(ticket))
+if {at_work}:
+    ticket = engine.submit(Prompt([1, 2, 3]), Sampling(max_tokens=4000, temperature=50.0, seed=1))
+    next(iter(ticket))
 print(time.time())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     seconds = time.time() - float(done.stdout)
     assert (done.returncode, done.stderr) == (0, "")
     assert seconds < 20  # of the 200 that the answer would have taken
+
+
+def test_one_thread_computes_all_and_ends_with_its_engine(
+    decoder: TorchDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the engine has been idle in between; an idle engine is kept by nobody but its user."""
+    threads: list[threading.Thread] = []
+    prefill = TorchDecoder.prefill
+
+    def watched(self: TorchDecoder, *arguments: Any) -> Tensor:
+        threads.append(threading.current_thread())
+        return prefill(self, *arguments)
+
+    monkeypatch.setattr(TorchDecoder, "prefill", watched)
+    engine = engine_of(decoder)
+    for start in (1, 2):
+        engine.generate([Prompt([start])], Sampling(max_tokens=2))
+        engine.wait()
+        assert not engine.scheduler.busy
+        time.sleep(0.05)  # it sleeps now, if it will
+    first, second = threads
+    assert first is second and first.is_alive()
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
+    first.join(timeout=20)
+    assert not first.is_alive()
+
+
+def test_an_engine_that_is_dropped_at_work_ends_too(
+    decoder: TorchDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With it and its ticket nobody is left to read: the thread leaves the request, and ends."""
+    gate = Gate(monkeypatch)
+    before = set(threading.enumerate())
+    engine = engine_of(decoder)
+    ticket = engine.submit(Prompt([1, 2, 3]), Sampling(max_tokens=200, temperature=50.0, seed=1))
+    gate.let(2)
+    (thread,) = set(threading.enumerate()) - before
+    gone = weakref.ref(engine)
+    del engine, ticket
+    gc.collect()
+    gate.permits.release()  # the step in progress; another would wait for a minute
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert gone() is None

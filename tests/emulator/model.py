@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.emulator.emulator import Emulator, Memory
 from vision_lm.config import TextConfig
+from vision_lm.engine.cuda.bucket import Rows
 from vision_lm.engine.cuda.launch import Inputs, Launch, Scratch, step_launches
 from vision_lm.engine.cuda.pack import PackedMatrix, PackedModel, pack
 from vision_lm.engine.cuda.shape import PAGE, Bits, Shape
@@ -147,6 +148,7 @@ class Bench:
                 logits=torch.full((batch, config.vocab_size), float("nan")),
                 next=torch.full((batch,), -1),
                 logprobs=torch.full((batch,), float("nan")),
+                rivals=torch.full((batch,), float("nan")),
             ),
             scratch=Scratch.of(shape, pages, blocks, torch.device("cpu")),
             cache=cache,
@@ -158,6 +160,14 @@ class Bench:
             cache[:, :, slots_of_row] = filling.to(dtype)
         bench.poison()
         return bench
+
+    def rows(self) -> Rows:
+        """The live rows as the decoder is given them."""
+        live = int((self.inputs.lengths >= 0).sum())
+        ids, lengths, table = (
+            part[:live].tolist() for part in (self.inputs.ids, self.inputs.lengths, self.inputs.table)
+        )
+        return Rows(ids, lengths, table)
 
     def slots(self, row: int, length: int) -> Tensor:
         """The cache slots of a row's first tokens."""
@@ -186,7 +196,7 @@ class Bench:
             constant += [matrix.rows] if matrix.scales is None else [matrix.rows, matrix.scales]
         s, i = self.scratch, self.inputs
         variable = [s.hidden, s.queries, s.activated, s.parts, s.attended, s.best, s.counters]
-        variable += [self.cache, i.next, i.logprobs] + ([] if i.logits is None else [i.logits])
+        variable += [self.cache, i.next, i.logprobs, i.rivals] + ([] if i.logits is None else [i.logits])
         return Memory(constant, variable)
 
     def launches(self, persistent: bool = False) -> list[Launch]:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from tests.emulator.model import GROUPED, PHI_1_5, PHI_2, Bench, as_stored, random_weights, step64
 from vision_lm.config import TextConfig
+from vision_lm.engine.cuda.bucket import Rows
 from vision_lm.engine.cuda.compile import GpuKernels
 from vision_lm.engine.cuda.decoder import CudaDecoder, Limits
 from vision_lm.engine.cuda.errors import CudaDecoderError
 from vision_lm.engine.kv_cache import KVCache
+from vision_lm.engine.sampling import Row, Sampling, Token, choose
 from vision_lm.phi import build_phi
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -70,13 +72,13 @@ def test_greedy_tokens_by_graphs_are_those_of_phi(config: TextConfig, dtype: tor
     device = torch.device("cuda")
     decoder = CudaDecoder(config, random_weights(config), device, dtype)
     cache = KVCache(config, pages=4, device=device, dtype=dtype)
-    table = torch.tensor([[2, 0, 3, 1]], dtype=torch.int32)
+    pages = [[2, 0, 3, 1]]
     prompt, answer = [5, 9, 2, 61, 17], list[int]()
     for length, token in enumerate(prompt):
-        found, _ = decoder.tokens(torch.tensor([token]), torch.tensor([length]), table, cache)
+        found, _, _ = decoder.tokens(Rows([token], [length], pages), cache)
     for length in range(len(prompt), 50):
-        answer.append(int(found))
-        found, _ = decoder.tokens(found, torch.tensor([length]), table, cache)
+        answer += found
+        found, _, _ = decoder.tokens(Rows(found, [length], pages), cache)
     phi = build_phi(config).double().eval()
     phi.load_state_dict(as_stored(random_weights(config), dtype, 16))  # type: ignore[arg-type]
     expected = phi.generate(torch.tensor([prompt]), max_new_tokens=45, do_sample=False, eos_token_id=None)  # type: ignore[operator]
@@ -91,11 +93,17 @@ def test_any_batch_gives_a_rows_logits(rows: int) -> None:
     decoder = CudaDecoder(PHI_1_5, random_weights(PHI_1_5), device, BF16)
     cache = KVCache(PHI_1_5, pages=1, device=device, dtype=BF16)
     cache.memory = bench.cache.to(device)
-    picked = torch.arange(rows) % 8
-    inputs = (bench.inputs.ids[picked], bench.inputs.lengths[picked], bench.inputs.table[picked])
-    logits = decoder.decode(*inputs, cache).cpu().double()
+    eight, places = bench.rows(), [row % 8 for row in range(rows)]
+    step = Rows(*([part[place] for place in places] for part in (eight.ids, eight.lengths, eight.pages)))
+    logits = decoder.decode(step, cache)
+    found = decoder.tokens(step, cache)
+    for token, *probabilities, expected_token in zip(
+        *found, choose(logits, [Row(Sampling(1))] * rows), strict=True
+    ):
+        assert isinstance(expected_token, Token) and token == expected_token.id
+        assert probabilities == pytest.approx([expected_token.logprob, expected_token.rival], abs=1e-4)
     tolerance = 2e-1 if rows >= 16 else 5e-3  # cuBLAS's inputs are rounded to bfloat16
-    torch.testing.assert_close(logits, expected[picked], rtol=2e-2, atol=tolerance)
+    torch.testing.assert_close(logits.cpu().double(), expected[places], rtol=2e-2, atol=tolerance)
 
 
 def test_a_gpu_that_is_too_old_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,15 @@ from torch import Tensor
 from vision_lm.config import TextConfig
 from vision_lm.engine.cpu.decoder import CpuDecoder
 from vision_lm.engine.cpu.errors import CpuKernelError
+from vision_lm.engine.cuda.bucket import Rows
 from vision_lm.engine.cuda.decoder import CudaDecoder
 from vision_lm.engine.cuda.errors import CudaDecoderError
 from vision_lm.engine.cuda.shape import Bits
 from vision_lm.engine.kv_cache import KVCache
 from vision_lm.engine.quantize import Mode
+from vision_lm.engine.sampling import Token, token_or_error
 from vision_lm.engine.torch_decoder import TorchDecoder
+from vision_lm.errors import VisionLMError
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +38,12 @@ class KernelDecoder(TorchDecoder):
     def decode(
         self, ids: Sequence[int], lengths: Sequence[int], pages: Sequence[Sequence[int]], cache: KVCache
     ) -> Tensor:
-        width = max(map(len, pages))
-        table = [[*row, *[row[0]] * (width - len(row))] for row in pages]  # (B, P)
-        return self.kernels.decode(
-            torch.tensor(ids, device=self.device),
-            torch.tensor(lengths, device=self.device, dtype=torch.int32),
-            torch.tensor(table, device=self.device, dtype=torch.int32),
-            cache,
-        )
+        return self.kernels.decode(Rows(ids, lengths, pages), cache)
+
+    def decode_greedy(
+        self, ids: Sequence[int], lengths: Sequence[int], pages: Sequence[Sequence[int]], cache: KVCache
+    ) -> list[Token | VisionLMError]:
+        return list(map(token_or_error, *self.kernels.tokens(Rows(ids, lengths, pages), cache)))
 
 
 def make_decoder(

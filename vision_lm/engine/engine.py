@@ -25,6 +25,7 @@ from vision_lm.engine.scheduler import Limits, Scheduler, Span
 from vision_lm.engine.stopping import FinishReason, StopStrings
 from vision_lm.engine.ticket import Mailbox, Ticket
 from vision_lm.engine.torch_decoder import TorchDecoder
+from vision_lm.engine.worker import Worker
 from vision_lm.errors import RequestError, VisionLMError
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Stats:
 
 
 class Engine:
-    """Generates for many requests at once. Any thread may submit; one thread computes while there is work."""
+    """Generates for many requests at once. Any thread may submit; one thread computes."""
 
     def __init__(
         self,
@@ -77,9 +78,11 @@ class Engine:
         self._mailboxes: dict[Request, Mailbox] = {}  # of requests that have not ended
         # No lock: a ticket may be forgotten at any moment, in any thread.
         self._cancelled: deque[Request] = deque()
-        self._lock = threading.Lock()  # of the two below
+        self._lock = threading.Lock()  # of the three below
         self._arrived: list[Request] = []
-        self._thread: threading.Thread | None = None
+        self._idle = threading.Event()  # set while nothing is under way
+        self._idle.set()
+        self._worker = Worker(self, Engine._serve)
 
     def check(self, length: int, sampling: Sampling) -> None:
         """Raise RequestError if a prompt of `length` tokens and its answer do not fit the model or the cache."""
@@ -125,10 +128,8 @@ class Engine:
         self._mailboxes[request] = mailbox
         with self._lock:
             self._arrived.append(request)
-            if self._thread is None or not self._thread.is_alive():
-                # Not a daemon: Python must not exit while it is inside torch. It stops by itself when Python exits.
-                self._thread = threading.Thread(target=self._serve, name="vision-lm engine")
-                self._thread.start()
+            self._idle.clear()
+            self._worker.wake()
 
         def cancel() -> None:  # must not hold the ticket
             if request in self._mailboxes:
@@ -148,13 +149,10 @@ class Engine:
 
     def wait(self) -> None:
         """Until nothing is under way and `stats` are complete."""
-        with self._lock:
-            thread = self._thread
-        if thread is not None:
-            thread.join()
+        self._idle.wait()
 
     def _serve(self) -> None:
-        """The loop, while there is work."""
+        """The loop, until there is no more work."""
         while True:
             start = time.perf_counter()
             with self._lock:
@@ -166,7 +164,7 @@ class Engine:
                 while self._cancelled:
                     self._finish(self._cancelled.popleft(), "cancelled")
                 if not self.scheduler.busy:
-                    self._thread = None
+                    self._idle.set()
                     return
             try:
                 spans = self.scheduler.plan()
@@ -183,7 +181,7 @@ class Engine:
         """Compute the spans, and choose a token for every request that is complete."""
         start = time.perf_counter()
         try:
-            complete, logits = self.runner.run(spans)
+            outcome = self.runner.run(spans)
         except Exception as error:
             if out_of_memory(error):
                 self._shrink()
@@ -196,18 +194,25 @@ class Engine:
         self.stats.forward_seconds += time.perf_counter() - start
         self.stats.prompt_tokens += sum(span.prompt_tokens for span in spans)
         self.scheduler.done(spans)
-        if logits is None:
-            return
+        for request, chosen in outcome.chosen:
+            self._accept(request, chosen)
+        if outcome.logits is not None:
+            self._choose(outcome.open, outcome.logits)
+
+    def _choose(self, requests: Sequence[Request], logits: Tensor) -> None:
+        """Their next tokens, from the logits (R, V)."""
         rows: list[Row] = []
         places: list[int] = []  # of those whose form can say what may come
-        for place, request in enumerate(complete):
+        for place, request in enumerate(requests):
             try:
                 rows.append(request.row(logits.shape[-1]))
                 places.append(place)
             except Exception as error:
                 self._end(request, error)
-        for place, chosen in zip(places, choose(logits[places], rows), strict=True):
-            self._accept(complete[place], chosen)
+        if len(places) < len(requests):
+            logits = logits[places]
+        for place, chosen in zip(places, choose(logits, rows), strict=True):
+            self._accept(requests[place], chosen)
 
     def _shrink(self) -> None:
         """Memory ran out: smaller steps from now on."""
@@ -226,9 +231,10 @@ class Engine:
             self._end(request, error)
             return
         self.stats.generated_tokens += 1
-        if request.certain > request.sent:
-            self._mailboxes[request].put(request.tokens[request.sent : request.certain])
-            request.sent = request.certain
+        certain = request.certain
+        if certain > request.sent:
+            self._mailboxes[request].put(request.tokens[request.sent : certain])
+            request.sent = certain
         if request.finish_reason:
             self._finish(request, request.finish_reason)
 

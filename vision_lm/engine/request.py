@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vision_lm.engine.given import Given
 from vision_lm.engine.grammar import Matcher
-from vision_lm.engine.pages import seals
+from vision_lm.engine.pages import PAGE, seals
 from vision_lm.engine.sampling import Row, Sampling, Token
 from vision_lm.engine.stopping import Cycles, FinishReason, StopStrings
 
@@ -70,6 +70,10 @@ class Request:
         self.prompt, self.sampling = prompt, sampling
         self.random = random.Random(sampling.seed)
         self.stop_strings, self.matcher = stop_strings, matcher
+        # Whether its next token is simply the likeliest one, of which nothing but its probability is asked.
+        self.greedy = not (
+            sampling.temperature or sampling.top_logprobs or sampling.repetition_penalty != 1 or matcher
+        )
         self.tokens: list[Token] = []
         self.sent = 0  # of them, to the reader
         self.cycles = Cycles()
@@ -118,7 +122,8 @@ class Request:
             return
         self.tokens.append(token)
         self.contents.append(_text_content(token.id))
-        self.seals += seals(self.contents, len(self.seals), self.seals[-1] if self.seals else b"")
+        if len(self.contents) % PAGE == 0:
+            self.seals += seals(self.contents, len(self.seals), self.seals[-1] if self.seals else b"")
         self.cycles.push(token.id)
         if self.seen is not None:
             self.seen[token.id] = True

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -102,8 +102,7 @@ class Row:
     allowed: Tensor | None = None  # (V,), bool: the tokens that the form asked for allows here
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """The next token, and how likely it and others were to the model itself, whatever the settings."""
 
     id: int
@@ -116,33 +115,46 @@ class Token:
 def choose(logits: Tensor, rows: Sequence[Row]) -> list[Token | VisionLMError]:
     """The next token of each row of logits (B, V), float32. What is wrong with a row stands in its place.
 
-    Each row is chosen as if it were alone.
+    Each row is chosen as if it were alone. A GPU is waited for once, at the end.
     """
     log_probs = logits.log_softmax(-1)  # (B, V)
     scores = _scores(logits, rows)  # (B, V)
     ids = scores.argmax(-1)  # (B,)
+    kinds = [Truncation.of(row.sampling) for row in rows]
     for truncation in Truncation:
-        group = [n for n, row in enumerate(rows) if Truncation.of(row.sampling) is truncation]
+        group = [n for n, kind in enumerate(kinds) if kind is truncation]
         if group and truncation is not Truncation.GREEDY:
-            ids[group] = _draw(scores[group], [rows[n] for n in group], truncation)
+            places = _index(group, logits)
+            ids[places] = _draw(scores[places], [rows[n] for n in group], truncation)
     chosen = ids[:, None]  # (B, 1)
-    logprobs = log_probs.gather(-1, chosen)[:, 0].tolist()
-    reachable = scores.gather(-1, chosen)[:, 0].isfinite().tolist()
-    tops = _likeliest(log_probs, [row.sampling.top_logprobs for row in rows])
-    rivals = log_probs.scatter_(-1, chosen, -math.inf).amax(-1).tolist()  # the last use of log_probs
+    found = [ids, log_probs.gather(-1, chosen), scores.gather(-1, chosen).isfinite()]
+    asking = [n for n, row in enumerate(rows) if row.sampling.top_logprobs]
+    # Always as many, so that which of equal ones are found is the same in any batch.
+    width = min(MAX_TOP_LOGPROBS, logits.shape[-1])
+    top = log_probs[_index(asking, logits)].topk(width) if asking else []  # values and ids, (W, 20)
+    found.append(log_probs.scatter_(-1, chosen, -math.inf).amax(-1))  # the last use of log_probs
+    told = torch.cat([part.flatten().double() for part in (*found, *top)]).cpu()
+    each, likeliest = told.split([4 * len(rows), 2 * len(asking) * width])
+    tops = {
+        n: _in_order(*pairs)
+        for n, *pairs in zip(asking, *likeliest.view(2, len(asking), width).tolist(), strict=True)
+    }
     return [
-        Token(token, logprob, top, rival) if fine and math.isfinite(logprob) else _error(logprob)
-        for token, logprob, top, rival, fine in zip(
-            ids.tolist(), logprobs, tops, rivals, reachable, strict=True
+        token_or_error(int(token), logprob, rival, tops.get(n, ())[: row.sampling.top_logprobs])
+        if fine or not math.isfinite(logprob)
+        else RequestError("no token can go on in the form that is asked for; give a form that text can have")
+        for n, (row, token, logprob, fine, rival) in enumerate(
+            zip(rows, *each.view(4, len(rows)).tolist(), strict=True)
         )
     ]
 
 
-def _error(logprob: float) -> VisionLMError:
+def token_or_error(
+    token: int, logprob: float, rival: float, top: tuple[tuple[int, float], ...] = ()
+) -> Token | VisionLMError:
+    """The token, if the model's output was a number."""
     if math.isfinite(logprob):
-        return RequestError(
-            "no token can go on in the form that is asked for; give a form that text can have"
-        )
+        return Token(token, logprob, top, rival)
     return VisionLMError(
         "the model's output is not a number; its weights are damaged, or its dtype is too narrow"
     )
@@ -175,21 +187,23 @@ def _scores(logits: Tensor, rows: Sequence[Row]) -> Tensor:
         return logits
     scores = logits.clone()
     if penalised:
-        seen = _stack([rows[n].seen for n in penalised]).to(logits.device)  # (P, V)
-        penalty = _column([rows[n].sampling.repetition_penalty for n in penalised], logits)  # (P, 1)
-        some = scores[penalised]  # (P, V)
+        places = _index(penalised, logits)
+        seen = _stack([rows[n].seen for n in penalised], logits)  # (P, V)
+        penalty = _column([rows[n].sampling.repetition_penalty for n in penalised], logits).float()  # (P, 1)
+        some = scores[places]  # (P, V)
         less = torch.where(some < 0, some * penalty, some / penalty)
-        scores[penalised] = torch.where(seen, less, some)
+        scores[places] = torch.where(seen, less, some)
     if masked:
-        allowed = _stack([rows[n].allowed for n in masked]).to(logits.device)  # (M, V)
-        scores[masked] = scores[masked].masked_fill(~allowed, -math.inf)
+        places = _index(masked, logits)
+        allowed = _stack([rows[n].allowed for n in masked], logits)  # (M, V)
+        scores[places] = scores[places].masked_fill(~allowed, -math.inf)
     return scores
 
 
 def _draw(scores: Tensor, rows: Sequence[Row], truncation: Truncation) -> Tensor:
     """One token of each row of scores (S, V) -> (S,): the first at which the kept weights' sum passes the draw."""
     settings = [row.sampling for row in rows]
-    temperature = _column([one.temperature for one in settings], scores.double())  # (S, 1)
+    temperature = _column([one.temperature for one in settings], scores)  # (S, 1)
     weights = _weights(scores, scores.max(-1, keepdim=True).values, temperature)  # (S, V)
     if truncation is not Truncation.NONE:
         weights *= _kept(scores, temperature, settings, truncation)
@@ -232,26 +246,29 @@ def _kept(
     return more | (equal & (equal.cumsum(-1) <= room))
 
 
-def _likeliest(log_probs: Tensor, counts: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
-    """The likeliest tokens of each row of log_probs (B, V), as many as its count."""
-    found: list[tuple[tuple[int, float], ...]] = [()] * len(counts)
-    wanted = [n for n, count in enumerate(counts) if count]
-    if wanted:
-        # Always as many, so that which of equal ones are found is the same in any batch.
-        top = log_probs[wanted].topk(min(MAX_TOP_LOGPROBS, log_probs.shape[-1]))  # (W, 20)
-        for n, ids, values in zip(wanted, top.indices.tolist(), top.values.tolist(), strict=True):
-            pairs = sorted(zip(ids, values, strict=True), key=lambda pair: (-pair[1], pair[0]))
-            found[n] = tuple(pairs[: counts[n]])
-    return found
+def _in_order(values: Sequence[float], ids: Sequence[float]) -> tuple[tuple[int, float], ...]:
+    """The likeliest first, and of equal ones the lowest id."""
+    pairs = sorted(zip(ids, values, strict=True), key=lambda pair: (-pair[1], pair[0]))
+    return tuple((int(one), value) for one, value in pairs)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    """One value for each row: (S, 1), of the other tensor's type and on its device."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    """One float64 value for each row, on the other tensor's device: (S, 1)."""
+    return _beside(torch.tensor(values, dtype=torch.float64), like)[:, None]
 
 
-def _stack(masks: Sequence[Tensor | None]) -> Tensor:
-    return torch.stack([mask for mask in masks if mask is not None])
+def _index(rows: Sequence[int], like: Tensor) -> Tensor | slice:
+    """To take these of the other tensor's rows; all are taken as they lie."""
+    return slice(None) if len(rows) == len(like) else _beside(torch.tensor(rows), like)
+
+
+def _stack(masks: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    return _beside(torch.stack([mask for mask in masks if mask is not None]), like)
+
+
+def _beside(small: Tensor, like: Tensor) -> Tensor:
+    """On the other tensor's device. A GPU is not waited for: it copies from pinned memory when it comes to it."""
+    return small.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else small
 
 
 def _stop_strings(stop: Any) -> tuple[str, ...]:

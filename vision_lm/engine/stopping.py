@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -28,9 +27,13 @@ class Cycles:
 
     def push(self, token: int | str) -> None:
         places = self._places.setdefault(token, [])
-        periods = (self._count - place for place in reversed(places))
-        near = itertools.takewhile(lambda period: period <= LONGEST_CYCLE, periods)
-        self._runs = {period: self._runs.get(period, 0) + 1 for period in near}
+        runs = {}
+        for place in reversed(places):
+            period = self._count - place
+            if period > LONGEST_CYCLE:
+                break
+            runs[period] = self._runs.get(period, 0) + 1
+        self._runs = runs
         places.append(self._count)
         self._count += 1
 
@@ -42,6 +45,8 @@ class Cycles:
     @property
     def looping(self) -> bool:
         """True once some cycle stands COPIES times in a row and is long enough to be no answer."""
+        if not self._runs:  # of most tokens
+            return False
         return any(run >= max((COPIES - 1) * period, self._least) for period, run in self._runs.items())
 
 

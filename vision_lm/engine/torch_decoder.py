@@ -19,6 +19,8 @@ from vision_lm.config import TextConfig
 from vision_lm.engine.kv_cache import KVCache, slots_of
 from vision_lm.engine.pages import pages_for
 from vision_lm.engine.quantize import Linear, Mode, quantised
+from vision_lm.engine.sampling import Token
+from vision_lm.errors import VisionLMError
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,12 @@ class TorchDecoder:
 
         hidden = self._blocks(self.embed(ids), positions, cache, written, attend)  # (B, Dt)
         return self._logits(hidden)
+
+    def decode_greedy(
+        self, ids: Sequence[int], lengths: Sequence[int], pages: Sequence[Sequence[int]], cache: KVCache
+    ) -> list[Token | VisionLMError] | None:
+        """The same step -> what greedy `choose` says of its logits, where that is cheaper without them; else None."""
+        return None
 
     def _blocks(
         self,

@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vision_lm.engine.cuda.exchange import Exchange, Found
 from vision_lm.engine.cuda.graphs import Graphs
 from vision_lm.engine.cuda.launch import Inputs, Kernels, Launch, Scratch, step_launches, struct
 from vision_lm.engine.cuda.pack import PackedModel
 from vision_lm.engine.cuda.shape import Shape
 from vision_lm.engine.kv_cache import KVCache
 
-PADDING = -1  # the length of an empty row
 Kind = Literal["logits", "greedy", "sample"]
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Sequences that are to get one more token each."""
+
+    ids: Sequence[int]  # (B,): the tokens to compute
+    lengths: Sequence[int]  # (B,): tokens already in the cache
+    pages: Sequence[Sequence[int]]  # of each sequence, the new token's included
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, some: slice) -> Rows:
+        return Rows(self.ids[some], self.lengths[some], self.pages[some])
+
+
+@dataclass(frozen=True)
 class Draws:
-    """How the rows of a step are sampled, on the decoder's device."""
+    """How the rows of a step are sampled."""
 
     settings: Tensor  # (B, 4) float32: temperature (0 is greedy), top_p, min_p, a uniform number in [0, 1)
     top_k: Tensor  # (B,) int32: the vocabulary's size keeps all
+
+    @classmethod
+    def zeros(cls, rows: int, device: torch.device) -> Draws:
+        return cls(torch.zeros(rows, 4, device=device), torch.zeros(rows, dtype=torch.int32, device=device))
+
+    def fill(self, draws: Draws) -> None:
+        self.settings[: len(draws.top_k)].copy_(draws.settings, non_blocking=True)
+        self.top_k[: len(draws.top_k)].copy_(draws.top_k, non_blocking=True)
+
+    def part(self, some: slice) -> Draws:
+        return Draws(self.settings[some], self.top_k[some])
 
 
 class Bucket:
@@ -31,20 +58,10 @@ class Bucket:
 
     def __init__(self, shape: Shape, model: PackedModel, kernels: Kernels, pages: int, blocks: int) -> None:
         device, batch = model.embedding.device, shape.batch
-
-        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(size, dtype=dtype, device=device)
-
         self._shape, self._model, self._kernels, self._blocks = shape, model, kernels, blocks
-        self._inputs = Inputs(
-            ids=zeros(batch, dtype=torch.int64),
-            lengths=zeros(batch, dtype=torch.int32),
-            table=zeros(batch, pages, dtype=torch.int32),
-            logits=zeros(batch, shape.vocab),
-            next=zeros(batch, dtype=torch.int64),
-            logprobs=zeros(batch),
-        )
-        self._draws = Draws(zeros(batch, 4), zeros(batch, dtype=torch.int32))
+        self._exchange = Exchange(batch, pages, device)
+        self._logits = torch.zeros(batch, shape.vocab, device=device)
+        self._draws = Draws.zeros(batch, device)
         self._scratch = Scratch.of(shape, pages, blocks, device)
         self._graphs = Graphs(device)
 
@@ -52,40 +69,37 @@ class Bucket:
     def rows(self) -> int:
         return self._shape.batch
 
-    def logits(self, ids: Tensor, lengths: Tensor, table: Tensor, cache: KVCache) -> Tensor:
+    def logits(self, rows: Rows, cache: KVCache) -> Tensor:
         """-> (n, V), the caller's own."""
-        self._run("logits", ids, lengths, table, cache)
-        assert self._inputs.logits is not None
-        return self._inputs.logits[: len(ids)].clone()
+        self._run("logits", rows, cache)
+        return self._logits[: len(rows)].clone()
 
-    def tokens(
-        self, ids: Tensor, lengths: Tensor, table: Tensor, cache: KVCache, draws: Draws | None
-    ) -> tuple[Tensor, Tensor]:
-        """-> the next tokens (n,), the likeliest without `draws`, and their log-probabilities (n,)."""
-        rows = len(ids)
+    def tokens(self, rows: Rows, cache: KVCache, draws: Draws | None) -> Found:
+        """-> the next tokens of n rows, without `draws` the likeliest."""
         if draws is not None:
-            self._draws.settings[:rows].copy_(draws.settings, non_blocking=True)
-            self._draws.top_k[:rows].copy_(draws.top_k, non_blocking=True)
-        self._run("greedy" if draws is None else "sample", ids, lengths, table, cache)
-        return self._inputs.next[:rows].clone(), self._inputs.logprobs[:rows].clone()
+            self._draws.fill(draws)
+        self._run("greedy" if draws is None else "sample", rows, cache)
+        return self._exchange.results(len(rows))
 
-    def _run(self, kind: Kind, ids: Tensor, lengths: Tensor, table: Tensor, cache: KVCache) -> None:
-        rows, pages = table.shape
-        into = self._inputs
-        into.ids[:rows].copy_(ids, non_blocking=True)
-        into.lengths[:rows].copy_(lengths, non_blocking=True)
-        into.lengths[rows:].fill_(PADDING)
-        into.table[:rows, :pages].copy_(table, non_blocking=True)
-        key = (kind, cache.memory.data_ptr())
-        self._graphs.run(key, lambda: self._kernels.run(self._launches(kind, cache)))
+    def _run(self, kind: Kind, rows: Rows, cache: KVCache) -> None:
+        def step() -> None:
+            self._exchange.take()
+            self._kernels.run(self._launches(kind, cache))
+            self._exchange.give()
+
+        self._exchange.fill(rows.ids, rows.lengths, rows.pages)
+        self._graphs.run((kind, cache.memory.data_ptr()), step)
+        self._exchange.started()
 
     def _launches(self, kind: Kind, cache: KVCache) -> list[Launch]:
-        i, shape = self._inputs, self._shape
-        inputs = Inputs(i.ids, i.lengths, i.table, None if kind == "greedy" else i.logits, i.next, i.logprobs)
+        e, shape = self._exchange, self._shape
+        logits = None if kind == "greedy" else self._logits
+        inputs = Inputs(e.ids, e.lengths, e.table, logits, e.next, e.logprobs, e.rivals)
         parts = (shape, self._model, inputs, self._scratch, cache.memory, self._blocks)
         launches = list(step_launches(*parts))
         if kind == "sample":
-            sampler = struct(i.logits, self._draws.settings, self._draws.top_k, i.next, i.logprobs)
+            draws = self._draws
+            sampler = struct(logits, draws.settings, draws.top_k, e.next, e.logprobs, e.rivals)
             step = launches[0].parameters[1]
             launches.append(
                 Launch("sample_kernel", shape.batch, shape.streamers, shape.sample_bytes, (sampler, step))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from vision_lm.config import TextConfig
-from vision_lm.engine.cuda.bucket import Bucket, Draws
+from vision_lm.engine.cuda.bucket import Bucket, Draws, Rows
 from vision_lm.engine.cuda.compile import GpuKernels
 from vision_lm.engine.cuda.errors import CudaDecoderError
+from vision_lm.engine.cuda.exchange import Found
 from vision_lm.engine.cuda.large import LargeBatch
 from vision_lm.engine.cuda.launch import Kernels
 from vision_lm.engine.cuda.pack import pack
@@ -69,49 +70,34 @@ class CudaDecoder:
         self._large = LargeBatch(shape, model, ready, pages, limits.blocks) if bits == 16 else None
 
     @torch.inference_mode()
-    def decode(self, ids: Tensor, lengths: Tensor, table: Tensor, cache: KVCache) -> Tensor:
-        """One more token for each of B sequences -> the logits (B, V) after it, float32.
-
-        ids (B,) int64; lengths (B,) int32, the tokens already in the cache; table (B, P) int32, each sequence's pages,
-        the new token's included.
-        """
-        if self._large is not None and len(ids) >= LARGE:
-            return self._large.logits(ids, lengths, table, cache)
-        return torch.cat(
-            [
-                self._bucket(len(some)).logits(some, their_lengths, their_pages, cache)
-                for some, their_lengths, their_pages in self._parts(ids, lengths, table)
-            ]
-        )
+    def decode(self, rows: Rows, cache: KVCache) -> Tensor:
+        """One more token for each of B sequences -> the logits (B, V) after it, float32."""
+        if self._large is not None and len(rows) >= LARGE:
+            return self._large.logits(rows, cache)
+        parts = [self._bucket(part).logits(rows.part(part), cache) for part in self._parts(len(rows))]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     @torch.inference_mode()
-    def tokens(
-        self, ids: Tensor, lengths: Tensor, table: Tensor, cache: KVCache, draws: Draws | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The same step -> the next tokens (B,) and their log-probabilities (B,); no logits leave the device.
+    def tokens(self, rows: Rows, cache: KVCache, draws: Draws | None = None) -> Found:
+        """The same step -> the next tokens; no logits leave the device. Without `draws` the likeliest ones."""
+        if self._large is not None and len(rows) >= LARGE:
+            return self._large.tokens(rows, cache, draws)
+        tokens, logprobs, rivals = Found([], [], [])
+        for part in self._parts(len(rows)):
+            drawn = None if draws is None else draws.part(part)
+            more = self._bucket(part).tokens(rows.part(part), cache, drawn)
+            tokens += more.tokens
+            logprobs += more.logprobs
+            rivals += more.rivals
+        return Found(tokens, logprobs, rivals)
 
-        Without `draws` the likeliest ones. A row's log-probability is the model's own, whatever the settings.
-        """
-        if self._large is not None and len(ids) >= LARGE:
-            return self._large.tokens(ids, lengths, table, cache, draws)
-        tensors = (
-            (ids, lengths, table) if draws is None else (ids, lengths, table, draws.settings, draws.top_k)
-        )
-        found = [
-            self._bucket(len(some)).tokens(
-                some, their_lengths, their_pages, cache, Draws(*theirs) if theirs else None
-            )
-            for some, their_lengths, their_pages, *theirs in self._parts(*tensors)
-        ]
-        tokens, logprobs = zip(*found, strict=True)
-        return torch.cat(tokens), torch.cat(logprobs)
+    def _bucket(self, part: slice) -> Bucket:
+        return next(bucket for bucket in self._buckets if bucket.rows >= part.stop - part.start)
 
-    def _bucket(self, rows: int) -> Bucket:
-        return next(bucket for bucket in self._buckets if bucket.rows >= rows)
-
-    def _parts(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    def _parts(self, rows: int) -> list[slice]:
         """Rows in parts that a bucket can take."""
-        return list(zip(*(tensor.split(self._buckets[-1].rows) for tensor in tensors), strict=True))
+        most = self._buckets[-1].rows
+        return [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
 
 
 def _shapes(one_row: Shape, limits: Limits) -> list[Shape]:

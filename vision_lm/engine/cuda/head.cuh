@@ -1,21 +1,29 @@
-// K3: the final LayerNorm, lm_head, and the likeliest token with its log-probability. And the embeddings that a
-// step starts from.
+// K3: the final LayerNorm, lm_head, and the likeliest token with its log-probability and its rival's. And the
+// embeddings that a step starts from.
 
-// The best of some logits: their maximum, the lowest id that has it, and sum(exp(logit - maximum)).
+// exp(logit - top); of the top itself 1, even where it is infinite.
+DEVICE float weight_below(float logit, float top) { return logit == top ? 1.0f : exp2_fast(LOG2E * (logit - top)); }
+
+// The best of some logits: their maximum, the lowest id that has it, sum(exp(logit - maximum)), and the maximum of
+// the others.
 struct Best {
     float logit, sum;
     int id;
+    float rival = as_float(0xff800000u);  // -infinity: there is no other
+    DEVICE static Best from(const float* four) { return {four[0], four[1], static_cast<int>(four[2]), four[3]}; }
     DEVICE void add(const Best& other) {
         if (other.sum == 0.0f) return;
         const bool theirs = sum == 0.0f || other.logit > logit || (other.logit == logit && other.id < id);
         const float top = sum == 0.0f ? other.logit : larger(logit, other.logit);
-        sum = (sum == 0.0f ? 0.0f : sum * exp2_fast(LOG2E * (logit - top))) + other.sum * exp2_fast(LOG2E * (other.logit - top));
+        rival = sum == 0.0f ? other.rival : larger(smaller(logit, other.logit), larger(rival, other.rival));
+        sum = (sum == 0.0f ? 0.0f : sum * weight_below(logit, top)) + other.sum * weight_below(other.logit, top);
         logit = top;
         if (theirs) id = other.id;
     }
     DEVICE void add_from(int mask) {
         const float their_logit = shuffle_xor(logit, mask), their_sum = shuffle_xor(sum, mask);
-        add({their_logit, their_sum, shuffle(id, lane_index() ^ mask)});
+        const float their_rival = shuffle_xor(rival, mask);
+        add({their_logit, their_sum, shuffle(id, lane_index() ^ mask), their_rival});
     }
 };
 
@@ -30,21 +38,23 @@ DEVICE void join_blocks(const Head& head) {
     for (int row = 0; row < BATCH; row++) {
         Best best{0.0f, 0.0f, 0};
         for (int first = 0; first < grid_blocks(); first += 8 * LANES) {
-            Best found[8];  // loads in flight at once
+            Float4 found[8];  // loads in flight at once
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const int block = first + i * LANES + lane_index();
-                const float* from = head.best + (smaller(block, grid_blocks() - 1) * BATCH + row) * 3;
-                found[i] = {load_fresh(from), load_fresh(from + 1), static_cast<int>(load_fresh(from + 2))};
-                if (block >= grid_blocks()) found[i].sum = 0.0f;
+                found[i] = load_fresh4(head.best + (smaller(block, grid_blocks() - 1) * BATCH + row) * 4);
+                if (block >= grid_blocks()) found[i].x[1] = 0.0f;
             }
 #pragma unroll
-            for (int i = 0; i < 8; i++) best.add(found[i]);
+            for (int i = 0; i < 8; i++) best.add(Best::from(found[i].x));
         }
         add_all<1, LANES / 2>(best);
         if (lane_index() == 0) {
             store(head.next + row, static_cast<long long>(best.id));
-            store(head.logprobs + row, log2_fast(best.sum) * -(1.0f / LOG2E));
+            // What is infinite is no number any more: nothing can be said of such a row.
+            const float logprob = log2_fast(best.sum) * -(1.0f / LOG2E) + (best.logit - best.logit);
+            store(head.logprobs + row, logprob);
+            store(head.rivals + row, logprob + (best.rival - best.logit));
         }
     }
 }
@@ -73,22 +83,20 @@ DEVICE void choose(const Head& head, const Step& step, Wait wait) {
     // A thread has one row of the batch: join those of its warp that have the same, then the warps.
     add_all<1, 2>(best), add_all<BATCH * TILE / 2, LANES / 2>(best);
     sync_streamers();  // the sums are read
-    float* found = sums;  // (ENDS / LANES, BATCH, 3)
+    float* found = sums;  // (ENDS / LANES, BATCH, 4)
     const int lane = lane_index(), row = lane / (TILE / 2);
     if (warp_index() < ENDS / LANES && lane % (TILE / 2) == 0 && row < BATCH) {
-        float* to = found + (warp_index() * BATCH + row) * 3;
-        to[0] = best.logit, to[1] = best.sum, to[2] = static_cast<float>(best.id);  // ids below 2^24 are exact
+        float* to = found + (warp_index() * BATCH + row) * 4;
+        to[0] = best.logit, to[1] = best.sum, to[3] = best.rival;
+        to[2] = static_cast<float>(best.id);  // ids below 2^24 are exact
     }
     sync_streamers();
     if (warp_index() != 0) return;
     if (lane < BATCH) {
         Best all{0.0f, 0.0f, 0};
-        for (int warp = 0; warp < ENDS / LANES; warp++) {
-            const float* from = found + (warp * BATCH + lane) * 3;
-            all.add({from[0], from[1], static_cast<int>(from[2])});
-        }
-        float* to = head.best + (block_index() * BATCH + lane) * 3;
-        store(to, all.logit), store(to + 1, all.sum), store(to + 2, static_cast<float>(all.id));
+        for (int warp = 0; warp < ENDS / LANES; warp++) all.add(Best::from(found + (warp * BATCH + lane) * 4));
+        float* to = head.best + (block_index() * BATCH + lane) * 4;
+        store(to, all.logit), store(to + 1, all.sum), store(to + 2, static_cast<float>(all.id)), store(to + 3, all.rival);
     }
     sync_warp();
     unsigned ended = 0;

@@ -44,6 +44,7 @@ class Inputs:
     logits: Tensor | None  # (B, V) float32
     next: Tensor  # (B,) int64
     logprobs: Tensor  # (B,) float32
+    rivals: Tensor  # (B,) float32
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Scratch:
     activated: Tensor  # (B, F)
     parts: Tensor
     attended: Tensor  # (B, Hq hd)
-    best: Tensor  # (blocks, B, 3)
+    best: Tensor  # (blocks, B, 4)
     counters: Tensor  # int32, zero before the first step
 
     @classmethod
@@ -69,7 +70,7 @@ class Scratch:
             activated=floats(shape.batch, shape.ffn),
             parts=floats(shape.part_floats(pages, shape.batch)),
             attended=floats(shape.batch, shape.queries),
-            best=floats(blocks, shape.batch, 3),
+            best=floats(blocks, shape.batch, 4),
             counters=torch.zeros(shape.counters_of(shape.batch), dtype=torch.int32, device=device),
         )
 
@@ -124,7 +125,7 @@ def step_launches(
     )
     head_fields = (
         *(model.gamma, model.beta, model.head, model.embedding),
-        *(inputs.logits, s.best, inputs.next, inputs.logprobs),
+        *(inputs.logits, s.best, inputs.next, inputs.logprobs, inputs.rivals),
     )
     layers: list[tuple[Field, ...]] = [
         (w.gamma, w.beta, w.into, w.dense, w.fc2, *memory[number].chunk(2))

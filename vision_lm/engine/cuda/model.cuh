@@ -67,9 +67,10 @@ struct Head {
     Matrix head;               // (VOCAB rounded up to whole tiles, HIDDEN)
     const Element* embedding;  // (VOCAB, HIDDEN)
     float* logits;             // (BATCH, VOCAB), or null
-    float* best;               // (blocks, BATCH, 3): maximum, its id, sum of exponentials
+    float* best;               // (blocks, BATCH, 4): maximum, sum of exponentials, its id, the next maximum
     long long* next;           // (BATCH) the likeliest token
     float* logprobs;           // (BATCH) of that token
+    float* rivals;             // (BATCH) of the likeliest other one
 };
 
 enum Counter { TICKET, ITEMS_DONE, BLOCKS_DONE, BARRIER, ARRIVED = 8 };  // ARRIVED + row * HEADS + head

@@ -12,6 +12,7 @@ struct Sampler {
     const int* top_k;       // (count); VOCAB keeps all
     long long* next;        // (count) the likeliest token -> the drawn one
     float* logprobs;        // (count) of that token, to the model itself
+    float* rivals;          // (count) of the likeliest other one
 };
 
 struct Cut {  // tokens above `key` are kept, and the first `room` that have it
@@ -131,7 +132,8 @@ KERNEL(STREAMERS) sample_kernel(PARAMETER(Sampler) sampler, PARAMETER(Step) step
     unsigned char* shared = shared_memory();
     Draw draw;
     draw.logits = sampler.logits + static_cast<long long>(row) * VOCAB;
-    draw.best = draw.logits[sampler.next[row]];
+    const long long likeliest = sampler.next[row];
+    draw.best = draw.logits[likeliest];
     draw.scale = LOG2E / temperature;
     draw.masses = reinterpret_cast<Mass*>(shared);
     draw.threads = draw.masses + 256;
@@ -149,6 +151,8 @@ KERNEL(STREAMERS) sample_kernel(PARAMETER(Sampler) sampler, PARAMETER(Step) step
     const int id = draw.choose_id(least, static_cast<Mass>(min_p * ONE), uniform);
     if (thread_index() == 0) {
         store(sampler.next + row, static_cast<long long>(id));
-        store(sampler.logprobs + row, sampler.logprobs[row] + (draw.logits[id] - draw.best));
+        const float most = sampler.logprobs[row];
+        store(sampler.logprobs + row, most + (draw.logits[id] - draw.best));
+        if (id != likeliest) store(sampler.rivals + row, most);
     }
 }
