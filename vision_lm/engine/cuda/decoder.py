@@ -15,6 +15,7 @@ from vision_lm.engine.cuda.errors import CudaDecoderError
 from vision_lm.engine.cuda.large import LargeBatch
 from vision_lm.engine.cuda.launch import Kernels
 from vision_lm.engine.cuda.pack import pack
+from vision_lm.engine.cuda.prefill import Prefill
 from vision_lm.engine.cuda.shape import BUCKETS, PAGE, Bits, Shape
 from vision_lm.engine.kv_cache import KVCache
 
@@ -65,10 +66,11 @@ class CudaDecoder:
         most = Shape.of(config, dtype, bits, BUCKETS[-1]).fitting(limits.blocks, limits.shared)
         shapes = [most.with_batch(batch).fitting(limits.blocks, limits.shared) for batch in BUCKETS]
         built = [(shape, kernels(shape, device)) for shape in shapes]
-        model = pack(config, weights, device, dtype, bits)
+        self.model = model = pack(config, weights, device, dtype, bits)
         self._buckets = [Bucket(shape, model, ready, pages, limits.blocks) for shape, ready in built]
         shape, ready = built[0]
         self._large = LargeBatch(shape, model, ready, pages, limits.blocks) if bits == 16 else None
+        self.prefill = Prefill(shape, model, ready) if bits == 16 else None  # else it is torch's
 
     @torch.inference_mode()
     def decode(self, ids: Tensor, lengths: Tensor, table: Tensor, cache: KVCache) -> Tensor:

@@ -15,6 +15,7 @@ KERNELS = (
     "head.cuh",
     "persistent.cuh",
     "sample.cuh",
+    "prefill.cuh",
 )
 
 
