@@ -137,6 +137,7 @@ CALLS: list[tuple[str, list[list[Part]]]] = [
     ("one token", [[("c", 0, 1, True, 0)]]),
     ("a whole multiple", [[("a", 0, 64, True, 0)]]),
     ("in pieces", [[("a", 0, 33, False, 0)], [("a", 33, 1, False, 0)], [("a", 34, 30, True, 0)]]),
+    ("in pieces, and nobody has written page 0", [[("b", 0, 17, False, 0)], [("b", 17, 20, True, 0)]]),
     ("a prefix", [[("a", 0, 50, True, 20)]]),
     ("nothing but a prefix", [[("a", 0, 21, False, 21)], [("a", 21, 9, True, 21)]]),
     ("a prefix whose beginning is cached", [[("a", 0, 50, True, 20)], [("a", 16, 40, True, 20)]]),
