@@ -28,6 +28,8 @@ KERNELS = {
     "choose_kernel",
     "step_kernel",
     "sample_kernel",
+    "norm_kernel",
+    "finish_kernel",
 }
 
 

@@ -87,6 +87,14 @@ class ImageEncoder(nn.Module):
         return Features(torch.cat([part.patches for part in parts]), torch.cat(pooled) if pooled else None)
 
 
+def normalise_by(levels: Tensor, pixels: Tensor) -> Tensor:
+    """Pixels (B, H, W, 3), uint8 -> what the tower reads (B, 3, H, W), from each channel's levels (3, 256)."""
+    first = torch.arange(
+        0, levels.numel(), levels.shape[1], device=levels.device
+    )  # (3,): where a channel's begin
+    return levels.take(pixels + first).permute(0, 3, 1, 2)
+
+
 def build_tower(config: VisionConfig) -> nn.Module:
     """The bare tower, weights untouched. The text tower is never built: it would double the load time."""
     if config.kind == "siglip":

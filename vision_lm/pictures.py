@@ -13,11 +13,16 @@ from torch import Tensor
 
 from projector.module import Projector
 from vision_lm.config import VisionConfig
-from vision_lm.encoder import ImageEncoder
+from vision_lm.encoder import ImageEncoder, normalise_by
+from vision_lm.engine.cuda.recent_graphs import RecentGraphs
 from vision_lm.images import ImageLimits, ImageSource, open_image
-from vision_lm.preprocess import fit, normalise, pixel_digest
+from vision_lm.preprocess import fit, levels, normalise, pixel_digest
 
 KEPT = 64  # pictures remembered from one part of a long list to the next
+GRAPHED = (
+    4  # pictures at once on a GPU whose launches cost more than their arithmetic: these run as a CUDA graph
+)
+GRAPHS = 8  # such graphs, one for each number and size of pictures
 
 
 @dataclass(frozen=True)
@@ -78,29 +83,52 @@ class Pictures:
 
 
 class PictureEncoder:
-    """Pictures -> image tokens, as the language model sees them."""
+    """Pictures -> image tokens, as the language model sees them. Any thread may call it."""
 
     def __init__(self, encoder: ImageEncoder, projector: Projector) -> None:
         self.encoder, self.projector = encoder, projector
+        weight = next(encoder.parameters())
+        self._device = weight.device
+        self._levels = torch.from_numpy(levels(encoder.config)).to(weight.device, weight.dtype)  # (3, 256)
+        self._graphs = RecentGraphs(weight.device, GRAPHS)
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[FittedPicture | Picture | EncodedPicture]) -> list[Tensor]:
         """The image tokens (M, Dt) of each picture; those that are not encoded yet are computed in one batch."""
-        ready = [
-            one.ready(self.encoder.config) if isinstance(one, FittedPicture) else one for one in pictures
-        ]
-        encoded = iter(self._encoded([one.pixels for one in ready if isinstance(one, Picture)]))
+        encoded = iter(self._encoded([one for one in pictures if not isinstance(one, EncodedPicture)]))
         return [one.tokens if isinstance(one, EncodedPicture) else next(encoded) for one in pictures]
 
-    def _encoded(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        """Pixels of pictures -> the image tokens (M, Dt) of each; those of one shape together."""
+    def _encoded(self, pictures: Sequence[FittedPicture | Picture]) -> list[Tensor]:
+        """The image tokens (M, Dt) of each; those of one shape together."""
+        pixels = [self._pixels(one) for one in pictures]
+        kinds = [(one.shape, one.dtype) for one in pixels]
         found: dict[int, Tensor] = {}
-        for shape in {one.shape: None for one in pictures}:
-            places = [place for place, one in enumerate(pictures) if one.shape == shape]
-            found |= zip(places, self._batch([pictures[place] for place in places]), strict=True)
+        for kind in dict.fromkeys(kinds):
+            places = [place for place, one in enumerate(kinds) if one == kind]
+            found |= zip(places, self._batch([pixels[place] for place in places]), strict=True)
         return [found[place] for place in range(len(pictures))]
 
+    def _pixels(self, picture: FittedPicture | Picture) -> Tensor:
+        """(3, H, W), normalised; for a GPU that does it itself (H, W, 3), uint8."""
+        if isinstance(picture, Picture):
+            return picture.pixels
+        if self._device.type == "cuda":
+            return torch.from_numpy(picture.pixels.copy())  # Pillow's own memory is read-only
+        return picture.ready(self.encoder.config).pixels
+
     def _batch(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Pixels (3, H, W) of B pictures -> image tokens (B, M, Dt)."""
-        features = self.encoder.encode(torch.stack(list(pictures)))
+        """Pixels of B pictures -> image tokens (B, M, Dt)."""
+        pixels = torch.stack(list(pictures))
+        if self._device.type != "cuda":
+            return self._tokens(pixels)
+        pixels = pixels.pin_memory().to(self._device, non_blocking=True)
+        if len(pixels) > GRAPHED:
+            return self._tokens(pixels)
+        return self._graphs.run((pixels.shape, pixels.dtype), self._tokens, pixels)
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, H, W), or uint8 (B, H, W, 3) -> image tokens (B, M, Dt)."""
+        if pixels.dtype == torch.uint8:
+            pixels = normalise_by(self._levels, pixels)
+        features = self.encoder.encode(pixels)
         return self.projector(features.patches, features.pooled)

@@ -29,6 +29,12 @@ def normalise(pixels: np.ndarray, config: VisionConfig) -> np.ndarray:
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
+def levels(config: VisionConfig) -> np.ndarray:
+    """What `normalise` makes of each value that a pixel can have: (3, 256), float32."""
+    every = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)  # (1, 256, 3)
+    return normalise(every, config)[:, 0]
+
+
 def pixel_digest(pixels: np.ndarray) -> bytes:
     """Of a fitted picture's pixels (H, W, 3), uint8: the same bytes high and wide are two pictures."""
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16)

@@ -29,6 +29,8 @@ KERNEL_PARAMETERS = {
     "choose_kernel": ("Head", "Step"),
     "step_kernel": ("Whole", "Step"),
     "sample_kernel": ("Sampler", "Step"),
+    "norm_kernel": ("Residual", "Tokens"),
+    "finish_kernel": ("Projected", "Tokens"),
 }
 CONSTANTS = ("PROJECT_BYTES", "MIX_BYTES", "mix_sums_bytes(1)", "SAMPLE_BYTES")
 

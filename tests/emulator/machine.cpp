@@ -26,7 +26,7 @@
 
 struct Store {
     unsigned char* address;
-    unsigned char bytes[8];
+    unsigned char bytes[16];
     int size;
 };
 struct Copy {

@@ -96,6 +96,7 @@ inline unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) {
 }
 inline float exp2_fast(float x) { return __builtin_exp2f(x); }
 inline float log2_fast(float x) { return __builtin_log2f(x); }
+inline float reciprocal_fast(float x) { return 1.0f / x; }
 inline float inverse_sqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
 
 // ---- Products of matrices, in the lane layout of vision_lm/engine/cuda/memory.cuh ----

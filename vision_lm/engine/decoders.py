@@ -18,7 +18,7 @@ from vision_lm.engine.cuda.shape import Bits
 from vision_lm.engine.kv_cache import KVCache
 from vision_lm.engine.quantize import Mode
 from vision_lm.engine.sampling import Token, token_or_error
-from vision_lm.engine.torch_decoder import TorchDecoder
+from vision_lm.engine.torch_decoder import Chunk, TorchDecoder
 from vision_lm.errors import VisionLMError
 
 log = logging.getLogger(__name__)
@@ -27,12 +27,22 @@ BITS: dict[Mode, Bits] = {None: 16, "int8": 8, "int4": 4}
 
 
 class KernelDecoder(TorchDecoder):
-    """Prefill in torch, decode by the CUDA kernels."""
+    """Both by the CUDA kernels and cuBLAS over one copy of the weights; int8 and int4 ones prefill in torch, from a second copy."""
 
     def __init__(self, kernels: CudaDecoder, weights: Mapping[str, Tensor], quantize: Mode = None) -> None:
         """`kernels` and torch compute with the same weights: PhiForCausalLM's state dict."""
         self.kernels = kernels
-        super().__init__(kernels.config, weights, kernels.device, kernels.dtype, quantize)
+        if kernels.prefill is None:
+            super().__init__(kernels.config, weights, kernels.device, kernels.dtype, quantize)
+        else:  # all that reads TorchDecoder's weights is replaced: they are not made
+            self.config, self.device, self.dtype = kernels.config, kernels.device, kernels.dtype
+            self.embedding = kernels.model.embedding
+
+    @torch.inference_mode()
+    def prefill(self, embeddings: Tensor, chunks: Sequence[Chunk], cache: KVCache) -> Tensor:
+        if self.kernels.prefill is None:
+            return super().prefill(embeddings, chunks, cache)
+        return self.kernels.prefill(embeddings, chunks, cache)
 
     @torch.inference_mode()
     def decode(

@@ -66,7 +66,7 @@ class Engine:
         self.images = ImageCache(encode)
         self.cache = allocate_cache(
             decoder.config,
-            pages_for(cache_tokens or default_cache_tokens(decoder.config, decoder.dtype)),
+            pages_for(cache_tokens or default_cache_tokens(decoder.config, decoder.dtype, decoder.device)),
             decoder.device,
             decoder.dtype,
         )

@@ -13,8 +13,12 @@ from vision_lm.engine.pages import PAGE, pages_for
 
 log = logging.getLogger(__name__)
 
-CACHE_TOKENS = 16_384  # to keep unless told otherwise, and
-CACHE_BYTES = 2 << 30  # no more than so much memory, but always room for one full context
+# Tokens to keep unless told otherwise, on a CPU and on a GPU,
+CPU_TOKENS = 16_384
+GPU_TOKENS = 131_072  # what 64 sequences of 2,048 tokens need
+# and no more than so much memory, but always room for one full context.
+CPU_BYTES = 2 << 30
+GPU_SHARE = 0.6  # of what is free once the weights are there: the rest is for activations and other people
 
 
 class KVCache:
@@ -69,10 +73,18 @@ def bytes_per_token(config: TextConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
 
-def default_cache_tokens(config: TextConfig, dtype: torch.dtype) -> int:
-    """Tokens to keep, unless told otherwise: see CACHE_TOKENS."""
-    fitting = CACHE_BYTES // bytes_per_token(config, dtype)
-    return max(min(CACHE_TOKENS, fitting), config.max_position_embeddings)
+def default_cache_tokens(config: TextConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Tokens to keep, unless told otherwise: see CPU_TOKENS. The weights are in the device's memory already."""
+    most, room = CPU_TOKENS, CPU_BYTES
+    if device.type == "cuda":
+        most, room = GPU_TOKENS, int(GPU_SHARE * _free_bytes(device))
+    return max(min(most, room // bytes_per_token(config, dtype)), config.max_position_embeddings)
+
+
+def _free_bytes(gpu: torch.device) -> int:
+    """What this process can still have, torch's own unused memory included."""
+    free, _ = torch.cuda.mem_get_info(gpu)
+    return free + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
 
 
 def allocate_cache(config: TextConfig, pages: int, device: torch.device, dtype: torch.dtype) -> KVCache:

@@ -16,6 +16,7 @@ from vision_lm.engine.cuda.exchange import Found
 from vision_lm.engine.cuda.large import LargeBatch
 from vision_lm.engine.cuda.launch import Kernels
 from vision_lm.engine.cuda.pack import pack
+from vision_lm.engine.cuda.prefill import Prefill
 from vision_lm.engine.cuda.shape import BUCKETS, PAGE, Bits, Shape
 from vision_lm.engine.kv_cache import KVCache
 
@@ -64,10 +65,11 @@ class CudaDecoder:
         pages = -(-config.max_position_embeddings // PAGE)
         shapes = _shapes(Shape.of(config, dtype, bits), limits)
         built = [(shape, kernels(shape, device)) for shape in shapes]
-        model = pack(config, weights, device, dtype, bits)
+        self.model = model = pack(config, weights, device, dtype, bits)
         self._buckets = [Bucket(shape, model, ready, pages, limits.blocks) for shape, ready in built]
         shape, ready = built[0]
         self._large = LargeBatch(shape, model, ready, pages, limits.blocks) if bits == 16 else None
+        self.prefill = Prefill(shape, model, ready) if bits == 16 else None  # else it is torch's
 
     @torch.inference_mode()
     def decode(self, rows: Rows, cache: KVCache) -> Tensor:

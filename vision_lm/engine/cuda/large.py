@@ -114,15 +114,15 @@ class LargeBatch:
         hidden = F.embedding(inputs.ids, model.embedding).float()  # (B, Dt)
         for number, layer in enumerate(model.layers):
             normed = self._norm(hidden, layer.gamma, layer.beta)
-            qk, v, fc1 = _linear(normed, layer.into).split(sizes, dim=-1)
+            qk, v, fc1 = linear(normed, layer.into).split(sizes, dim=-1)
             qk = rotate_pairs(qk.unflatten(1, (-1, shape.head_dim)), cos, sin)  # (B, Hq + Hkv, hd)
             new = torch.cat([qk[:, shape.heads :], v.unflatten(1, (-1, shape.head_dim))], dim=1)
             cache.write(number, slots, new.to(shape.element))
             attended = self._attend(memory, qk[:, : shape.heads], cache.memory[number]).to(shape.element)
             activated = F.gelu(fc1, approximate="tanh").to(shape.element)
-            hidden = hidden + _linear(attended, layer.dense) + _linear(activated, layer.fc2)
+            hidden = hidden + linear(attended, layer.dense) + linear(activated, layer.fc2)
         normed = self._norm(hidden, model.gamma, model.beta)
-        memory.logits.copy_(_linear(normed, model.head)[:, : shape.vocab])
+        memory.logits.copy_(linear(normed, model.head)[:, : shape.vocab])
 
     def _norm(self, hidden: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         normed = F.layer_norm(hidden, hidden.shape[-1:], gamma, beta, self._shape.norm_eps)
@@ -146,7 +146,7 @@ class LargeBatch:
         return struct(*places, None, queries, None, memory.parts, memory.attended, memory.counters)
 
 
-def _linear(x: Tensor, matrix: PackedMatrix) -> Tensor:
+def linear(x: Tensor, matrix: PackedMatrix) -> Tensor:
     """x (B, K) -> (B, N), summed and biased in float32."""
     if x.is_cuda:
         return torch.mm(x, matrix.rows.T, out_dtype=torch.float32) + matrix.bias

@@ -6,7 +6,7 @@ constexpr int PROJECT_BYTES = RING_BYTES + NORM_BYTES + ROW_SUMS_BYTES;
 // gelu_new: 0.5 x (1 + tanh(u)) is x - x / (exp(2u) + 1).
 DEVICE float gelu(float x) {
     const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-    return x - x / (exp2_fast(2.0f * LOG2E * u) + 1.0f);
+    return x - x * reciprocal_fast(exp2_fast(2.0f * LOG2E * u) + 1.0f);
 }
 
 struct Turn {

@@ -16,6 +16,7 @@ KERNELS = (
     "head.cuh",
     "persistent.cuh",
     "sample.cuh",
+    "prefill.cuh",
 )
 
 
