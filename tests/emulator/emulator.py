@@ -25,7 +25,7 @@ KERNEL_PARAMETERS = {
     "embed_kernel": ("Head", "Step"),
     "project_kernel": ("Layer", "Step"),
     "mix_kernel": ("Layer", "Step"),
-    "attend_kernel": ("Layer", "Step"),
+    "attend_kernel": ("Attention", "Step"),
     "choose_kernel": ("Head", "Step"),
     "step_kernel": ("Whole", "Step"),
     "sample_kernel": ("Sampler", "Step"),

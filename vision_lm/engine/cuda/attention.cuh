@@ -64,7 +64,7 @@ struct Partial {
 
 // A warp's 32 tokens of an item, from the token `first` of the row on.
 struct Chunk {
-    const Layer& layer;
+    const Element *keys_of_cache, *values_of_cache;  // one layer's
     const Step& step;
     int row, head, first;
     unsigned char* shared;
@@ -76,22 +76,22 @@ struct Chunk {
         for (int i = from * KV_CHUNKS + lane_index(); i < to * KV_CHUNKS; i += LANES) {
             const int token = i / KV_CHUNKS, chunk = i % KV_CHUNKS;
             const long long place = place_of(step, row, first + token, kv_head) + chunk * 8;
-            copy_async16(shared + token * KV_STRIDE + chunk * 16, layer.keys + place);
-            copy_async16(shared + KV_BYTES / 2 + token * KV_STRIDE + chunk * 16, layer.values + place);
+            copy_async16(shared + token * KV_STRIDE + chunk * 16, keys_of_cache + place);
+            copy_async16(shared + KV_BYTES / 2 + token * KV_STRIDE + chunk * 16, values_of_cache + place);
         }
     }
     DEVICE void fetch_old() const { fetch(0, old()); }
 
-    // Softmax over the tokens; the old ones are fetched.
-    DEVICE Partial attend() const {
+    // Softmax over the tokens; the old ones are fetched. query_of(dim) is scaled by log2(e)/sqrt(HEAD_DIM).
+    template <class Query>
+    DEVICE Partial attend(Query query_of) const {
         const int lane = lane_index(), tokens = all();
         const unsigned char *keys = shared, *values = shared + KV_BYTES / 2;
         float* query = reinterpret_cast<float*>(shared + KV_BYTES);
         fetch(old(), tokens);
         commit_copies();
         for (int d = 0; d < LANE_DIMS; d++)
-            if (lane + d * LANES < HEAD_DIM)
-                query[lane + d * LANES] = load_fresh(step.queries + row * QUERIES + head * HEAD_DIM + lane + d * LANES);
+            if (lane + d * LANES < HEAD_DIM) query[lane + d * LANES] = query_of(lane + d * LANES);
         wait_copies<0>();
         sync_warp();  // other lanes fetched this lane's key
         Partial part;
@@ -138,7 +138,7 @@ DEVICE void attend_together(const Layer& layer, const Step& step, unsigned char*
     const int warp = warp_index() - WARPS;
     float* partials = reinterpret_cast<float*>(shared + ATTENTION_WARPS * ATTEND_BYTES_OF_WARP);  // (2, warps, PART)
     const auto chunk_of = [&](const Item& item) -> Chunk {
-        return {layer, step, item.row, item.head, item.split * SPLIT + warp * LANES, shared + warp * ATTEND_BYTES_OF_WARP};
+        return {layer.keys, layer.values, step, item.row, item.head, item.split * SPLIT + warp * LANES, shared + warp * ATTEND_BYTES_OF_WARP};
     };
     const auto put = [](float* to, float value) { *to = value; };
     Item item;
@@ -147,7 +147,8 @@ DEVICE void attend_together(const Layer& layer, const Step& step, unsigned char*
     wait();
     for (int turn = 0; found; turn++) {
         float* mine = partials + turn % 2 * ATTENTION_WARPS * PART;  // what is read while the next is written
-        chunk_of(item).attend().save(mine + warp * PART, put);
+        const float* query = step.queries + item.row * QUERIES + item.head * HEAD_DIM;
+        chunk_of(item).attend([query](int dim) { return load_fresh(query + dim); }).save(mine + warp * PART, put);
         sync_attenders();
         if (warp == 0) {
             Partial whole;
@@ -202,17 +203,23 @@ DEVICE Float4 attended_four(const Step& step, int row, int four) {
 
 // ---- Alone, for batches whose matrices are cuBLAS's: an item is one warp's ----
 
+struct Attention {
+    const Element* rows;      // (count, INTO_ROWS) that begin with the queries, as prefill.cuh finishes them
+    Element* attended;        // (count, QUERIES)
+    Element *keys, *values;   // (KV_HEADS, slots, HEAD_DIM)
+};
+
 // A head's parts, in the order of its tokens, into its place in `attended`.
-DEVICE void join_parts(const Step& step, const Item& item) {
-    float* attended = step.attended + item.row * QUERIES + item.head * HEAD_DIM;
+DEVICE void join_parts(const Attention& attention, const Step& step, const Item& item) {
+    Element* attended = attention.attended + item.row * QUERIES + item.head * HEAD_DIM;
     for (int four = lane_index(); four < HEAD_DIM / 4; four += LANES) {
         const Float4 x = attended_four(step, item.row, item.head * HEAD_DIM / 4 + four);
-        for (int v = 0; v < 4; v++) store(attended + 4 * four + v, x.x[v]);
+        for (int v = 0; v < 4; v++) store(attended + 4 * four + v, to_element(x.x[v]));
     }
 }
 
 // The counters are zero before it.
-KERNEL(ATTEND_WARPS * LANES) attend_kernel(PARAMETER(Layer) layer, PARAMETER(Step) step) {
+KERNEL(ATTEND_WARPS * LANES) attend_kernel(PARAMETER(Attention) attention, PARAMETER(Step) step) {
     unsigned char* shared = shared_memory() + warp_index() * ATTEND_BYTES_OF_WARP;
     Item item;
     bool found = find_item(step, warp_index() * grid_blocks() + block_index(), item);
@@ -221,9 +228,10 @@ KERNEL(ATTEND_WARPS * LANES) attend_kernel(PARAMETER(Layer) layer, PARAMETER(Ste
         if (lane_index() == 0) ticket = add_relaxed(step.counters + TICKET, 1);  // asked for early: it takes a while
         Partial part;
         for (int first = item.split * SPLIT; first <= smaller(step.lengths[item.row], (item.split + 1) * SPLIT - 1); first += LANES) {
-            const Chunk chunk{layer, step, item.row, item.head, first, shared};
+            const Chunk chunk{attention.keys, attention.values, step, item.row, item.head, first, shared};
+            const Element* query = attention.rows + static_cast<long long>(item.row) * INTO_ROWS + item.head * HEAD_DIM;
             chunk.fetch_old();
-            part.add(chunk.attend());
+            part.add(chunk.attend([query](int dim) { return to_float(query[dim]) * (LOG2E * QUERY_SCALE); }));
         }
         part.save(part_of(step, item.row, item.head, item.split), [](float* to, float value) { store(to, value); });
         sync_warp();  // before lane 0 releases them
@@ -231,7 +239,7 @@ KERNEL(ATTEND_WARPS * LANES) attend_kernel(PARAMETER(Layer) layer, PARAMETER(Ste
             arrived = add_acquire_release(step.counters + ARRIVED + item.row * HEADS + item.head, 1);
         if (shuffle(static_cast<int>(arrived), 0) == item.splits - 1) {
             sync_warp();
-            join_parts(step, item);
+            join_parts(attention, step, item);
         }
         const int drawn = shuffle(static_cast<int>(ticket), 0);
         found = find_item(step, ATTEND_WARPS * grid_blocks() + drawn, item);

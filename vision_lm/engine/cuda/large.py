@@ -12,11 +12,11 @@ from vision_lm.engine.cuda.bucket import Draws, Kind, Rows
 from vision_lm.engine.cuda.exchange import Exchange, Found
 from vision_lm.engine.cuda.graphs import Graphs
 from vision_lm.engine.cuda.launch import Kernels, Launch, Struct, struct
-from vision_lm.engine.cuda.pack import PackedMatrix, PackedModel
+from vision_lm.engine.cuda.layers import Layers, Tokens
+from vision_lm.engine.cuda.pack import PackedModel
 from vision_lm.engine.cuda.shape import PAGE, Shape
 from vision_lm.engine.kv_cache import KVCache
 
-LOG2E = 1.4426950408889634
 MULTIPLE = 16  # rows of a graph
 
 
@@ -30,9 +30,10 @@ class Memory:
         self.exchange = Exchange(rows, pages, device)
         self.logits = zeros(rows, shape.vocab)
         self.draws = Draws.zeros(rows, device)
-        self.attended = zeros(rows, shape.queries)
+        self.attended = torch.zeros(rows, shape.queries, dtype=shape.element, device=device)
         self.parts = zeros(shape.part_floats(pages, rows))
-        self.counters = torch.zeros(shape.counters_of(rows), dtype=torch.int32, device=device)
+        counters = (shape.layers, shape.counters_of(rows))
+        self.counters = torch.zeros(counters, dtype=torch.int32, device=device)
 
 
 class LargeBatch:
@@ -40,6 +41,7 @@ class LargeBatch:
 
     def __init__(self, shape: Shape, model: PackedModel, kernels: Kernels, pages: int, blocks: int) -> None:
         self._shape, self._model, self._kernels, self._blocks = shape, model, kernels, blocks
+        self._layers = Layers(shape, model, kernels)
         self._pages = pages
         self._memories: dict[int, Memory] = {}  # by rows
         self._graphs = Graphs(model.embedding.device)
@@ -108,54 +110,23 @@ class LargeBatch:
         shape, model, inputs = self._shape, self._model, memory.exchange
         positions = inputs.lengths.long()
         pages = inputs.table.gather(1, (positions // PAGE)[:, None])[:, 0].long()
-        slots = pages * PAGE + positions % PAGE  # (B,)
-        cos, sin = model.cosines[positions][:, None], model.sines[positions][:, None]  # (B, 1, rotary/2)
-        sizes = [shape.queries + shape.keys, shape.keys, shape.ffn]
-        hidden = F.embedding(inputs.ids, model.embedding).float()  # (B, Dt)
-        for number, layer in enumerate(model.layers):
-            normed = self._norm(hidden, layer.gamma, layer.beta)
-            qk, v, fc1 = linear(normed, layer.into).split(sizes, dim=-1)
-            qk = rotate_pairs(qk.unflatten(1, (-1, shape.head_dim)), cos, sin)  # (B, Hq + Hkv, hd)
-            new = torch.cat([qk[:, shape.heads :], v.unflatten(1, (-1, shape.head_dim))], dim=1)
-            cache.write(number, slots, new.to(shape.element))
-            attended = self._attend(memory, qk[:, : shape.heads], cache.memory[number]).to(shape.element)
-            activated = F.gelu(fc1, approximate="tanh").to(shape.element)
-            hidden = hidden + linear(attended, layer.dense) + linear(activated, layer.fc2)
-        normed = self._norm(hidden, model.gamma, model.beta)
-        memory.logits.copy_(linear(normed, model.head)[:, : shape.vocab])
-
-    def _norm(self, hidden: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        normed = F.layer_norm(hidden, hidden.shape[-1:], gamma, beta, self._shape.norm_eps)
-        return normed.to(self._shape.element)
-
-    def _attend(self, memory: Memory, queries: Tensor, cached: Tensor) -> Tensor:
-        """Queries (B, Hq, hd) over one layer's cache (2 Hkv, slots, hd) -> (B, Hq hd), float32."""
-        shape = self._shape
-        scaled = (queries * (LOG2E * shape.head_dim**-0.5)).flatten(1).contiguous()
+        tokens = Tokens(positions, pages * PAGE + positions % PAGE)
         memory.counters.zero_()
-        parameters = (struct(*[None] * 11, *cached.chunk(2)), self._step(memory, scaled, cached.shape[1]))
-        self._kernels.run(
-            [Launch("attend_kernel", self._blocks, shape.attenders, shape.attend_bytes, parameters)]
-        )
-        return memory.attended
 
-    def _step(self, memory: Memory, queries: Tensor | None = None, slots: int = 0) -> Struct:
+        def attend(rows: Tensor, number: int) -> Tensor:
+            parts = struct(rows, memory.attended, *cache.memory[number].chunk(2))
+            step = self._step(memory, number, cache.memory.shape[2])
+            self._kernels.run(
+                [Launch("attend_kernel", self._blocks, shape.attenders, shape.attend_bytes, (parts, step))]
+            )
+            return memory.attended
+
+        hidden = F.embedding(inputs.ids, model.embedding)  # (B, Dt)
+        hidden = self._layers(hidden, tokens, cache, attend)
+        memory.logits.copy_(self._layers.logits(hidden, tokens, cache))
+
+    def _step(self, memory: Memory, layer: int = 0, slots: int = 0) -> Struct:
         inputs = memory.exchange
         count, pages = inputs.table.shape
         places = (count, inputs.ids, inputs.lengths, inputs.table, pages, slots, None, None)
-        return struct(*places, None, queries, None, memory.parts, memory.attended, memory.counters)
-
-
-def linear(x: Tensor, matrix: PackedMatrix) -> Tensor:
-    """x (B, K) -> (B, N), summed and biased in float32."""
-    if x.is_cuda:
-        return torch.mm(x, matrix.rows.T, out_dtype=torch.float32) + matrix.bias
-    return x.float() @ matrix.rows.T.float() + matrix.bias
-
-
-def rotate_pairs(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of (B, H, hd) whose turned dimensions come in pairs -> in PhiForCausalLM's order."""
-    half = cos.shape[-1]
-    turned = heads[..., : 2 * half].unflatten(-1, (half, 2))
-    a, b = turned.unbind(-1)  # (B, H, rotary/2)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, heads[..., 2 * half :]], dim=-1)
+        return struct(*places, None, None, None, memory.parts, memory.counters[layer])

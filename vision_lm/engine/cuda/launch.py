@@ -55,7 +55,6 @@ class Scratch:
     queries: Tensor  # (B, Hq hd)
     activated: Tensor  # (B, F)
     parts: Tensor
-    attended: Tensor  # (B, Hq hd)
     best: Tensor  # (blocks, B, 4)
     counters: Tensor  # int32, zero before the first step
 
@@ -69,7 +68,6 @@ class Scratch:
             queries=floats(shape.batch, shape.queries),
             activated=floats(shape.batch, shape.ffn),
             parts=floats(shape.part_floats(pages, shape.batch)),
-            attended=floats(shape.batch, shape.queries),
             best=floats(blocks, shape.batch, 4),
             counters=torch.zeros(shape.counters_of(shape.batch), dtype=torch.int32, device=device),
         )
@@ -121,7 +119,7 @@ def step_launches(
             model.cosines,
             model.sines,
         ),
-        *(s.hidden, s.queries, s.activated, s.parts, s.attended, s.counters),
+        *(s.hidden, s.queries, s.activated, s.parts, s.counters),
     )
     head_fields = (
         *(model.gamma, model.beta, model.head, model.embedding),

@@ -58,7 +58,6 @@ struct Step {
     float* queries;      // (count, QUERIES) rotated, scaled by log2(e)/sqrt(HEAD_DIM)
     float* activated;    // (count, FFN) gelu of fc1
     float* parts;        // (count, HEADS, splits, HEAD_DIM + 4) attention of SPLIT tokens each, its maximum, its sum
-    float* attended;     // (count, QUERIES), attend_kernel's
     unsigned* counters;  // zero before the first step
 };
 struct Head {

@@ -1,8 +1,4 @@
-"""Prefill over the weights that the decoding kernels read: matrices by cuBLAS, attention by torch, our kernels between them.
-
-A layer is six launches: LayerNorm, q k v fc1 in one product, what finishes them in place, attention, and two products
-that add to the residual. dense's and fc2's bias waits for the next LayerNorm, which adds it.
-"""
+"""Prefill over the weights that the decoding kernels read: layers.py with torch's attention, in graphs."""
 
 from __future__ import annotations
 
@@ -15,8 +11,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from vision_lm.engine.cuda.large import linear
-from vision_lm.engine.cuda.launch import Kernels, Launch, Struct, struct
+from vision_lm.engine.cuda.launch import Kernels
+from vision_lm.engine.cuda.layers import Layers, Tokens
 from vision_lm.engine.cuda.pack import PackedModel
 from vision_lm.engine.cuda.recent_graphs import RecentGraphs
 from vision_lm.engine.cuda.shape import Shape
@@ -34,8 +30,8 @@ class Prefill:
     """`TorchDecoder.prefill` over packed weights of 16 bits."""
 
     def __init__(self, shape: Shape, model: PackedModel, kernels: Kernels) -> None:
-        self._shape, self._model, self._kernels = shape, model, kernels
-        self._biases = [layer.into.bias.to(shape.element) for layer in model.layers]  # as cuBLAS adds them
+        self._shape, self._model = shape, model
+        self._layers = Layers(shape, model, kernels)
         self._graphs = RecentGraphs(model.embedding.device, GRAPHS)
 
     def __call__(self, embeddings: Tensor, chunks: Sequence[Chunk], cache: KVCache) -> Tensor:
@@ -66,7 +62,7 @@ class Prefill:
         self, chunks: Sequence[Chunk], cache: KVCache, embeddings: Tensor, last: Tensor, *slots: Tensor
     ) -> Tensor:
         """`slots`: the chunks'; those in the chunks themselves are not looked at. `last` (R,): rows whose logits are wanted."""
-        shape, model, memory = self._shape, self._model, cache.memory
+        model, memory = self._model, cache.memory
         counts = [chunk.count for chunk in chunks]
         runs = [
             torch.arange(chunk.start, chunk.start + chunk.count, device=embeddings.device) for chunk in chunks
@@ -75,30 +71,18 @@ class Prefill:
         places = torch.cat([some[chunk.start :] for some, chunk in zip(slots, chunks, strict=True)])  # (N,)
         # Padding reads what is written: 0 times NaN is NaN.
         read = [some.where(some >= 0, some[:1]) for some in slots]
-        tables = (memory.shape[2], model.cosines, model.sines)
-        tokens = struct(len(embeddings), positions, places, *tables)
-        hidden, normed = embeddings.clone(), torch.empty_like(embeddings)  # (N, Dt)
-        biases = None  # of the layer before
+        tokens = Tokens(positions, places)
+
+        def attend(rows: Tensor, number: int) -> Tensor:
+            attended = [
+                self._attend(some, memory[number], chunk, their_slots)
+                for some, chunk, their_slots in zip(rows.split(counts), chunks, read, strict=True)
+            ]
+            return attended[0] if len(attended) == 1 else torch.cat(attended)
+
         with sdpa_kernel(BACKENDS):
-            for number, layer in enumerate(model.layers):
-                residual = struct(hidden, biases, layer.gamma, layer.beta, normed)
-                self._launch("norm_kernel", 32, residual, tokens, len(hidden))
-                rows = F.linear(normed, layer.into.rows, self._biases[number])  # (N, q k v fc1)
-                projected = struct(rows, *memory[number].chunk(2))
-                self._launch("finish_kernel", shape.streamers, projected, tokens, len(hidden))
-                attended = [
-                    self._attend(some, memory[number], chunk, their_slots)
-                    for some, chunk, their_slots in zip(rows.split(counts), chunks, read, strict=True)
-                ]
-                hidden.addmm_(attended[0] if len(attended) == 1 else torch.cat(attended), layer.dense.rows.T)
-                hidden.addmm_(rows[:, -shape.ffn :], layer.fc2.rows.T)
-                biases = layer.dense.bias
-        hidden = hidden.index_select(0, last)  # (R, Dt)
-        normed, tokens = torch.empty_like(hidden), struct(len(hidden), positions, places, *tables)
-        self._launch(
-            "norm_kernel", 32, struct(hidden, biases, model.gamma, model.beta, normed), tokens, len(hidden)
-        )
-        return linear(normed, model.head)[:, : shape.vocab]
+            hidden = self._layers(embeddings.clone(), tokens, cache, attend)
+        return self._layers.logits(hidden.index_select(0, last), tokens, cache)
 
     def _attend(self, rows: Tensor, memory: Tensor, chunk: Chunk, slots: Tensor) -> Tensor:
         """One chunk's finished rows (C, q k v fc1) over one layer's cache (2 Hkv, slots, hd) -> (C, Hq hd)."""
@@ -109,10 +93,6 @@ class Prefill:
             fresh = memory.index_select(1, slots)  # (2 Hkv, start + C, hd)
         keys, values = fresh.chunk(2)
         return attend(queries, keys, values, max(chunk.prefix - chunk.start, 0))
-
-    def _launch(self, kernel: str, threads: int, what: Struct, tokens: Struct, blocks: int) -> None:
-        if blocks:
-            self._kernels.run([Launch(kernel, blocks, threads, 0, (what, tokens))])
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, prefix: int) -> Tensor:
