@@ -33,28 +33,47 @@ BEFORE_BEST = (
     "    float* sums = reinterpret_cast<float*>(shared + NORM_BYTES);\n    Best"
 )
 MUTANTS = [
-    Mutation("K1 does not wait for K2", "    wait();\n    // This layer's K2", "    // This layer's K2"),
+    Mutation(
+        "K1 does not wait for K2", "    wait();\n    if (block_index() == 0)", "    if (block_index() == 0)"
+    ),
     Mutation("K2's rows do not wait for K1", "        wait();\n        mix_rows", "        mix_rows"),
     Mutation("attention does not wait for K1", "    wait();\n    for (int turn = 0", "    for (int turn = 0"),
     Mutation("K3 does not wait for K2", f"    wait();\n{BEFORE_BEST}", BEFORE_BEST),
-    Mutation("dense does not wait for the heads", "if (thread_index() == 0) wait_for_items(step);", ""),
+    Mutation("dense does not wait for the heads", "if (thread_index() == 0) wait_for_heads(step);", ""),
     Mutation(
         "only thread 0 waits for the heads",
-        "            if (thread_index() == 0) wait_for_items(step);\n            sync_streamers();\n",
-        "            if (thread_index() == 0) wait_for_items(step);\n",
+        "wait_for_heads(step);\n        }\n        sync_streamers();",
+        "wait_for_heads(step);\n        }",
     ),
-    Mutation("activations are not complete", "panel, shared);\n        sync_streamers();", "panel, shared);"),
-    Mutation("K2's sums are not complete", "in, sums);\n        sync_streamers();", "in, sums);"),
+    Mutation(
+        "activations are not complete",
+        "panel(at), shared);\n        sync_streamers();",
+        "panel(at), shared);",
+    ),
+    Mutation("K2's sums are not complete", "    sync_streamers();\n    residuals.add", "    residuals.add"),
     Mutation("sums of K1 and K3 are not complete", "in, here);\n        sync_streamers();", "in, here);"),
     Mutation(
         "a part is done before its lanes are",
-        "            sync_warp();  // before lane 0 releases them\n            if",
-        "            if",
+        "{ store(to, value); });\n            sync_warp();  // before lane 0",
+        "{ store(to, value); });\n              // before lane 0",
     ),
     Mutation(
         "a part is done before it is released",
-        "add_release(step.counters + ITEMS_DONE",
-        "add_relaxed(step.counters + ITEMS_DONE",
+        "arrived = add_acquire_release(step.counters + ARRIVED",
+        "arrived = add_relaxed(step.counters + ARRIVED",
+    ),
+    Mutation(
+        "a head is done before it is released",
+        "add_release(step.counters + HEADS_DONE",
+        "add_relaxed(step.counters + HEADS_DONE",
+    ),
+    Mutation(
+        "a head is done before its lanes are", "+ at, x); });\n                sync_warp();", "+ at, x); });"
+    ),
+    Mutation(
+        "activations of one panel are written over by the next",
+        "        sync_streamers();  // nobody needs",
+        "        // nobody needs",
     ),
     Mutation(
         "partials are not complete",
@@ -77,7 +96,11 @@ MUTANTS = [
         "smaller(LANES, step.lengths[row] + 1 - first)",
     ),
     Mutation("weights are read before they came", "wait_copies<RING - 2>();", "wait_copies<RING - 1>();"),
-    Mutation("a slot is asked for again too early", "ask(slot == 0 ? RING - 1 : slot - 1);", "ask(slot);"),
+    Mutation(
+        "a slot is asked for again too early",
+        "        ask();  // into the slot whose words are in `now`\n        fetch();",
+        "        ask();\n        ask();\n        fetch();",
+    ),
     Mutation(
         "LayerNorm's sums are not complete",
         "    sync_streamers();\n#pragma unroll\n    for (int row = 0; row < BATCH; row++) {\n        values",
@@ -86,7 +109,7 @@ MUTANTS = [
     Mutation(
         "normed activations are not complete", "    sync_streamers();\n    return out;", "    return out;"
     ),
-    Mutation("the counters are not reset", "store(step.counters + ITEMS_DONE, 0u);", ";"),
+    Mutation("the counters are not reset", "store(step.counters + i, 0u);", ";"),
     Mutation("the count of blocks is not reset", "store(step.counters + BLOCKS_DONE, 0u), ", ""),
     Mutation("the wrong page", "position / PAGE]", "(position + 1) / PAGE]"),
     Mutation("the wrong place in a page", "position % PAGE)", "(position + 1) % PAGE)"),

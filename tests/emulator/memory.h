@@ -150,6 +150,7 @@ inline void multiply_matrices(float (&d)[4], const Word4& a, unsigned b01, unsig
     }
 }
 inline float half_of(unsigned word, int which) { return Half::to_float(static_cast<unsigned short>(word >> 16 * which)); }
+inline unsigned and_or(unsigned x, unsigned mask, unsigned bits) { return (x & mask) | bits; }
 inline unsigned subtract_halves(unsigned x, unsigned y) {
     return pack<Half>(half_of(x, 0) - half_of(y, 0), half_of(x, 1) - half_of(y, 1));
 }

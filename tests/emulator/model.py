@@ -182,7 +182,7 @@ class Bench:
     def poison(self) -> None:
         """Nothing that a step hands on may come from before it."""
         s = self.scratch
-        for tensor in (s.hidden, s.queries, s.activated, s.parts, s.best):
+        for tensor in (s.hidden, s.queries, s.activated, s.attended, s.parts, s.best):
             tensor.fill_(float("nan"))
 
     def matrices(self) -> list[PackedMatrix]:
@@ -195,7 +195,7 @@ class Bench:
         for matrix in self.matrices():
             constant += [matrix.rows] if matrix.scales is None else [matrix.rows, matrix.scales]
         s, i = self.scratch, self.inputs
-        variable = [s.hidden, s.queries, s.activated, s.parts, s.best, s.counters]
+        variable = [s.hidden, s.queries, s.activated, s.attended, s.parts, s.best, s.counters]
         variable += [self.cache, i.next, i.logprobs, i.rivals] + ([] if i.logits is None else [i.logits])
         return Memory(constant, variable)
 

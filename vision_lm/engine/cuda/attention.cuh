@@ -62,6 +62,41 @@ struct Partial {
     }
 };
 
+// Four neighbouring values of what a head attended to.
+DEVICE Float4 attended_four(const Step& step, const Item& item, int four) {
+    constexpr int AT_ONCE = 4;  // loads of parts in flight
+    const int splits = item.splits;
+    float maximum = -1e30f, sum = 0.0f;
+    Float4 out = {};
+    for (int first = 0; first < splits; first += AT_ONCE) {
+        Float4 x[AT_ONCE], tops[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const float* part = part_of(step, item.row, item.head, smaller(first + i, splits - 1));
+            x[i] = load_fresh4(part + 4 * four), tops[i] = load_fresh4(part + HEAD_DIM);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            if (first + i >= splits) continue;
+            const float top = larger(maximum, tops[i].x[0]);
+            const float mine = exp2_fast(maximum - top), theirs = exp2_fast(tops[i].x[0] - top);
+            maximum = top, sum = sum * mine + tops[i].x[1] * theirs;
+            for (int v = 0; v < 4; v++) out.x[v] = out.x[v] * mine + x[i].x[v] * theirs;
+        }
+    }
+    for (int v = 0; v < 4; v++) out.x[v] /= sum;
+    return out;
+}
+
+// A head's parts, in the order of their tokens: put(place of its row's QUERIES, value).
+template <class Put>
+DEVICE void join_parts(const Step& step, const Item& item, Put put) {
+    for (int four = lane_index(); four < HEAD_DIM / 4; four += LANES) {
+        const Float4 x = attended_four(step, item, four);
+        for (int v = 0; v < 4; v++) put(item.head * HEAD_DIM + 4 * four + v, x.x[v]);
+    }
+}
+
 // A warp's 32 tokens of an item, from the token `first` of the row on.
 struct Chunk {
     const Element *keys_of_cache, *values_of_cache;  // one layer's
@@ -162,43 +197,25 @@ DEVICE void attend_together(const Layer& layer, const Step& step, unsigned char*
             }
             whole.save(part_of(step, item.row, item.head, item.split), [](float* to, float value) { store(to, value); });
             sync_warp();  // before lane 0 releases them
-            if (lane_index() == 0) add_release(step.counters + ITEMS_DONE, 1);
+            unsigned arrived = 0;
+            if (lane_index() == 0)
+                arrived = add_acquire_release(step.counters + ARRIVED + item.row * HEADS + item.head, 1);
+            if (shuffle(static_cast<int>(arrived), 0) == item.splits - 1) {  // the last joins the head
+                sync_warp();
+                join_parts(step, item, [&](int at, float x) { store(step.attended + item.row * QUERIES + at, x); });
+                sync_warp();
+                if (lane_index() == 0) add_release(step.counters + HEADS_DONE, 1);
+            }
         }
         found = find_item(step, (turn + 1) * grid_blocks() + block_index(), item);
         if (found) chunk_of(item).fetch_old();
     }
 }
 
-DEVICE void wait_for_items(const Step& step) {
-    unsigned items = 0;
-    for (int row = 0; row < step.count; row++) items += HEADS * splits_of(step.lengths[row]);
-    while (load_acquire(step.counters + ITEMS_DONE) < items) relax();
-}
-
-// Four neighbouring values of what a row attended to, from its parts in the order of their tokens.
-DEVICE Float4 attended_four(const Step& step, int row, int four) {
-    constexpr int AT_ONCE = 4;  // loads of parts in flight
-    const int head = 4 * four / HEAD_DIM, splits = splits_of(step.lengths[row]);
-    float maximum = -1e30f, sum = 0.0f;
-    Float4 out = {};
-    for (int first = 0; first < splits; first += AT_ONCE) {
-        Float4 x[AT_ONCE], tops[AT_ONCE];
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const float* part = part_of(step, row, head, smaller(first + i, splits - 1));
-            x[i] = load_fresh4(part + 4 * four % HEAD_DIM), tops[i] = load_fresh4(part + HEAD_DIM);
-        }
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            if (first + i >= splits) continue;
-            const float top = larger(maximum, tops[i].x[0]);
-            const float mine = exp2_fast(maximum - top), theirs = exp2_fast(tops[i].x[0] - top);
-            maximum = top, sum = sum * mine + tops[i].x[1] * theirs;
-            for (int v = 0; v < 4; v++) out.x[v] = out.x[v] * mine + x[i].x[v] * theirs;
-        }
-    }
-    for (int v = 0; v < 4 && splits > 0; v++) out.x[v] /= sum;
-    return out;
+DEVICE void wait_for_heads(const Step& step) {
+    unsigned heads = 0;
+    for (int row = 0; row < step.count; row++) heads += step.lengths[row] < 0 ? 0 : HEADS;
+    while (load_acquire(step.counters + HEADS_DONE) < heads) relax();
 }
 
 // ---- Alone, for batches whose matrices are cuBLAS's: an item is one warp's ----
@@ -208,15 +225,6 @@ struct Attention {
     Element* attended;        // (count, QUERIES)
     Element *keys, *values;   // (KV_HEADS, slots, HEAD_DIM)
 };
-
-// A head's parts, in the order of its tokens, into its place in `attended`.
-DEVICE void join_parts(const Attention& attention, const Step& step, const Item& item) {
-    Element* attended = attention.attended + item.row * QUERIES + item.head * HEAD_DIM;
-    for (int four = lane_index(); four < HEAD_DIM / 4; four += LANES) {
-        const Float4 x = attended_four(step, item.row, item.head * HEAD_DIM / 4 + four);
-        for (int v = 0; v < 4; v++) store(attended + 4 * four + v, to_element(x.x[v]));
-    }
-}
 
 // The counters are zero before it.
 KERNEL(ATTEND_WARPS * LANES) attend_kernel(PARAMETER(Attention) attention, PARAMETER(Step) step) {
@@ -239,7 +247,8 @@ KERNEL(ATTEND_WARPS * LANES) attend_kernel(PARAMETER(Attention) attention, PARAM
             arrived = add_acquire_release(step.counters + ARRIVED + item.row * HEADS + item.head, 1);
         if (shuffle(static_cast<int>(arrived), 0) == item.splits - 1) {
             sync_warp();
-            join_parts(attention, step, item);
+            Element* attended = attention.attended + item.row * QUERIES;
+            join_parts(step, item, [attended](int at, float x) { store(attended + at, to_element(x)); });
         }
         const int drawn = shuffle(static_cast<int>(ticket), 0);
         found = find_item(step, ATTEND_WARPS * grid_blocks() + drawn, item);

@@ -108,10 +108,7 @@ DEVICE void choose(const Head& head, const Step& step, Wait wait) {
 }
 
 KERNEL(STREAMERS) choose_kernel(PARAMETER(Head) head, PARAMETER(Step) step) {
-    choose(head, step, [] {
-        let_successor_start();
-        wait_for_predecessor();
-    });
+    choose(head, step, [] { wait_for_predecessor(); });
 }
 
 // hidden = embedding[ids], for one row by `threads` threads.

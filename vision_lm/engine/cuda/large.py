@@ -129,4 +129,4 @@ class LargeBatch:
         inputs = memory.exchange
         count, pages = inputs.table.shape
         places = (count, inputs.ids, inputs.lengths, inputs.table, pages, slots, None, None)
-        return struct(*places, None, None, None, memory.parts, memory.counters[layer])
+        return struct(*places, None, None, None, None, memory.parts, memory.counters[layer])

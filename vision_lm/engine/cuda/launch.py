@@ -54,6 +54,7 @@ class Scratch:
     hidden: Tensor  # (B, Dt), like all here but the counters float32
     queries: Tensor  # (B, Hq hd)
     activated: Tensor  # (B, F)
+    attended: Tensor  # (B, Hq hd)
     parts: Tensor
     best: Tensor  # (blocks, B, 4)
     counters: Tensor  # int32, zero before the first step
@@ -67,6 +68,7 @@ class Scratch:
             hidden=floats(shape.batch, shape.hidden),
             queries=floats(shape.batch, shape.queries),
             activated=floats(shape.batch, shape.ffn),
+            attended=floats(shape.batch, shape.queries),
             parts=floats(shape.part_floats(pages, shape.batch)),
             best=floats(blocks, shape.batch, 4),
             counters=torch.zeros(shape.counters_of(shape.batch), dtype=torch.int32, device=device),
@@ -119,7 +121,7 @@ def step_launches(
             model.cosines,
             model.sines,
         ),
-        *(s.hidden, s.queries, s.activated, s.parts, s.counters),
+        *(s.hidden, s.queries, s.activated, s.attended, s.parts, s.counters),
     )
     head_fields = (
         *(model.gamma, model.beta, model.head, model.embedding),

@@ -168,6 +168,11 @@ DEVICE void multiply_matrices(float (&d)[4], const Word4& a, unsigned b01, unsig
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b01), "r"(b89));
 }
+DEVICE unsigned and_or(unsigned x, unsigned mask, unsigned bits) {  // in one instruction, whatever is a constant
+    unsigned word;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(word) : "r"(x), "r"(mask), "r"(bits));
+    return word;
+}
 DEVICE unsigned subtract_halves(unsigned x, unsigned y) {  // two float16
     unsigned word;
     asm("sub.f16x2 %0, %1, %2;" : "=r"(word) : "r"(x), "r"(y));

@@ -11,11 +11,8 @@ constexpr int PANEL_BYTES = Activations::bytes(PANEL_SEGMENTS * 256);
 constexpr int MIX_BYTES = RING_BYTES + ATTENTION_BYTES + PANEL_BYTES;  // and mix_sums_bytes of the block's tiles
 constexpr int STAGED = 8;  // loads of a thread in flight at once
 
-// A panel's sums; then of every row for every row of the batch: the residual with the bias, fc2's sum and scale,
-// dense's sum and scale.
-DEVICE constexpr int mix_sums_bytes(int tiles) {
-    return 4 * (sums_of(tiles, PANEL_SEGMENTS) + tiles * TILE * BATCH * (BITS == 8 ? 5 : 3));
-}
+constexpr int KEPT = segments(FFN) + segments(QUERIES);
+DEVICE constexpr int mix_sums_bytes(int tiles) { return 4 * sums_of(tiles, KEPT); }
 
 struct MixPlan {
     const Layer* layer;
@@ -25,14 +22,15 @@ struct MixPlan {
     DEVICE Panel panel(int at) const {
         const bool fc2 = at < FFN_PANELS;
         const int width = fc2 ? FFN : QUERIES, first = (fc2 ? at : at - FFN_PANELS) * PANEL_SEGMENTS;
-        return {fc2 ? &layer->fc2 : &layer->dense, width, first, smaller(PANEL_SEGMENTS, segments(width) - first), 0, tiles};
+        const int count = smaller(PANEL_SEGMENTS, segments(width) - first), kept = (fc2 ? 0 : segments(FFN)) + first;
+        return {fc2 ? &layer->fc2 : &layer->dense, width, first, count, 0, tiles, kept, KEPT};
     }
 };
 using MixCursor = PanelCursor<MixPlan>;
 
-// A panel's part of fc1's output.
-DEVICE Activations stage_activated(const Step& step, const Panel& panel, unsigned char* shared) {
-    const int from = panel.first * 64, count = smaller(panel.segments * 64, FFN / 4 - from);
+// A panel's part of the activations (BATCH, width).
+DEVICE Activations stage(const float* source, const Panel& panel, unsigned char* shared) {
+    const int from = panel.first * 64, count = smaller(panel.segments * 64, panel.width / 4 - from);
     Activations out(shared, 4 * count);
     for (int row = 0; row < BATCH; row++)
         for (int first = 0; first < count; first += STAGED * STREAMERS) {
@@ -41,7 +39,7 @@ DEVICE Activations stage_activated(const Step& step, const Panel& panel, unsigne
             for (int n = 0; n < STAGED; n++) {
                 const int four = first + four_of_thread(n);
                 x[n] = {};
-                if (four < count) x[n] = load_fresh4(step.activated + row * FFN + 4 * (from + four));
+                if (four < count) x[n] = load_fresh4(source + row * panel.width + 4 * (from + four));
             }
 #pragma unroll
             for (int n = 0; n < STAGED; n++)
@@ -49,56 +47,55 @@ DEVICE Activations stage_activated(const Step& step, const Panel& panel, unsigne
         }
     return out;
 }
-// A panel's part of what all heads attended to.
-DEVICE Activations stage_attended(const Step& step, const Panel& panel, unsigned char* shared) {
-    const int from = panel.first * 64, count = smaller(panel.segments * 64, QUERIES / 4 - from);
-    Activations out(shared, 4 * count);
-    for (int row = 0; row < BATCH; row++)
-        for (int first = 0; first < count; first += STREAMERS) {
-            const int four = first + four_of_thread(0);
-            Float4 x = {};
-            if (four < count) x = attended_four(step, row, from + four);
-            out.set(row, four, x);
+
+// What becomes of the block's rows (tiles, BATCH, TILE): lane l of a warp has row warp + l * WARPS of STREAMERS.
+struct Residuals {
+    float residual, fc2_scale, dense_scale;
+    float* to;
+    DEVICE Residuals(const Layer& layer, const Step& step, int first, int rows) : to(nullptr) {
+        const int row = first + warp_index() + lane_index() * WARPS;
+        if (row >= rows) return;
+        const int out = tile_of_block(row / (TILE * BATCH)) * TILE + row % TILE;
+        to = step.hidden + row / TILE % BATCH * HIDDEN + out;
+        residual = load_fresh(to) + layer.dense.bias[out];
+        fc2_scale = row_scale(layer.fc2, out), dense_scale = row_scale(layer.dense, out);
+    }
+    // A warp sums the segments of one row after the other, lane by lane.
+    DEVICE void add(const float* sums, int first, int rows) const {
+        for (int l = 0; l < LANES && first + warp_index() + l * WARPS < rows; l++) {
+            const int row = first + warp_index() + l * WARPS;
+            const float* from = sums + sums_of(row / (TILE * BATCH), KEPT) + row % (TILE * BATCH);
+            float fc2 = 0.0f, dense = 0.0f;
+            for (int i = lane_index(); i < segments(FFN); i += LANES) fc2 += from[sums_of(1, i)];
+            for (int i = lane_index(); i < segments(QUERIES); i += LANES) dense += from[sums_of(1, segments(FFN) + i)];
+            fc2 = sum_of_warp(fc2), dense = sum_of_warp(dense);
+            if (lane_index() == l) store(to, residual + (fc2 * fc2_scale + dense * dense_scale));
         }
-    return out;
-}
+    }
+};
 
 DEVICE void mix_rows(const Layer& layer, const Step& step, MixCursor& mine, Stream<MixCursor>& stream) {
     unsigned char* shared = shared_memory() + RING_BYTES + ATTENTION_BYTES;
-    float* sums = reinterpret_cast<float*>(shared + PANEL_BYTES);  // (tiles, segments, BATCH, TILE)
-    const int rows = mine.plan.tiles * TILE * BATCH;               // (tiles, BATCH, TILE), in each array from here on
-    float* residual = sums + sums_of(mine.plan.tiles, PANEL_SEGMENTS);
-    float* results = residual + rows;     // (2, rows): fc2, dense
-    float* scales = results + 2 * rows;   // (2, rows), int8's
-    const auto out_of = [](int i) { return tile_of_block(i / (TILE * BATCH)) * TILE + i % TILE; };
-    const auto batch_row_of = [](int i) { return i / TILE % BATCH; };
-    for (int i = thread_index(); i < rows; i += STREAMERS)  // each place is one thread's, here and below
-        results[i] = results[rows + i] = 0.0f;
-    for (int at = 0; at < PANELS; at++) {
-        const Panel panel = mine.plan.panel(at);
+    float* sums = reinterpret_cast<float*>(shared + PANEL_BYTES);  // (tiles, KEPT, BATCH, TILE)
+    const int rows = mine.plan.tiles * TILE * BATCH;
+    Activations in = stage(step.activated, mine.plan.panel(0), shared);
+    const Residuals residuals(layer, step, 0, rows);  // asked for now, for the end
+    sync_streamers();
+    stream.start();
+    sum_segments(mine, stream, 0, in, sums);
+    for (int at = 1; at < PANELS; at++) {
         if (at == FFN_PANELS) {
-            // What the end needs, now that there is time for it.
-            for (int i = thread_index(); i < rows; i += STREAMERS) {
-                const int out = out_of(i);
-                residual[i] = load_fresh(step.hidden + batch_row_of(i) * HIDDEN + out) + layer.dense.bias[out];
-                if (BITS == 8) scales[i] = row_scale(layer.fc2, out), scales[rows + i] = row_scale(layer.dense, out);
-            }
-            if (thread_index() == 0) wait_for_items(step);
-            sync_streamers();
+            let_successor_start();  // memory has nothing to do while the heads and the residual are waited for
+            if (thread_index() == 0) wait_for_heads(step);
         }
-        Activations in = at < FFN_PANELS ? stage_activated(step, panel, shared) : stage_attended(step, panel, shared);
+        sync_streamers();  // nobody needs the last panel's activations
+        in = stage(at < FFN_PANELS ? step.activated : step.attended, mine.plan.panel(at), shared);
         sync_streamers();
         sum_segments(mine, stream, at, in, sums);
-        sync_streamers();
-        float* into = results + (at < FFN_PANELS ? 0 : rows);
-        for (int i = thread_index(); i < rows; i += STREAMERS)
-            into[i] = add_segments(into[i], sums, panel, i / (TILE * BATCH), i % (TILE * BATCH));
     }
-    for (int i = thread_index(); i < rows; i += STREAMERS) {
-        const float fc2 = results[i] * (BITS == 8 ? scales[i] : 1.0f);
-        const float dense = results[rows + i] * (BITS == 8 ? scales[rows + i] : 1.0f);
-        store(step.hidden + batch_row_of(i) * HIDDEN + out_of(i), residual[i] + (fc2 + dense));
-    }
+    sync_streamers();
+    residuals.add(sums, 0, rows);
+    for (int first = STREAMERS; first < rows; first += STREAMERS) Residuals(layer, step, first, rows).add(sums, first, rows);
 }
 
 template <class Wait>
@@ -114,8 +111,5 @@ DEVICE void mix(const Layer& layer, const Step& step, Wait wait) {
 }
 
 KERNEL(THREADS) mix_kernel(PARAMETER(Layer) layer, PARAMETER(Step) step) {
-    mix(layer, step, [] {
-        let_successor_start();
-        wait_for_predecessor();
-    });
+    mix(layer, step, [] { wait_for_predecessor(); });
 }

@@ -22,6 +22,7 @@ static_assert(HIDDEN % VALUES == 0 && FFN % VALUES == 0 && QUERIES % VALUES == 0
 // No row ends within a unit, so that nothing needs to be masked.
 constexpr bool WHOLE_UNITS = HIDDEN % (UNIT_CHUNKS * VALUES) == 0 && FFN % (UNIT_CHUNKS * VALUES) == 0 &&
                              QUERIES % (UNIT_CHUNKS * VALUES) == 0;
+constexpr bool WHOLE_SEGMENTS = HIDDEN % 256 == 0 && FFN % 256 == 0 && QUERIES % 256 == 0;
 static_assert(INTO_ROWS % TILE == 0 && HIDDEN % TILE == 0, "rows are whole tiles");
 static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 128 && ROTARY % 2 == 0 && ROTARY <= HEAD_DIM, "head layout");
 
@@ -57,6 +58,7 @@ struct Step {
     float* hidden;       // (count, HIDDEN) the residual
     float* queries;      // (count, QUERIES) rotated, scaled by log2(e)/sqrt(HEAD_DIM)
     float* activated;    // (count, FFN) gelu of fc1
+    float* attended;     // (count, QUERIES)
     float* parts;        // (count, HEADS, splits, HEAD_DIM + 4) attention of SPLIT tokens each, its maximum, its sum
     unsigned* counters;  // zero before the first step
 };
@@ -72,7 +74,7 @@ struct Head {
     float* rivals;             // (BATCH) of the likeliest other one
 };
 
-enum Counter { TICKET, ITEMS_DONE, BLOCKS_DONE, BARRIER, ARRIVED = 8 };  // ARRIVED + row * HEADS + head
+enum Counter { TICKET, HEADS_DONE, BLOCKS_DONE, BARRIER, ARRIVED = 8 };  // ARRIVED + row * HEADS + head
 
 DEVICE int lane_index() { return thread_index() % LANES; }
 DEVICE int warp_index() { return thread_index() / LANES; }

@@ -10,49 +10,46 @@ struct Panel {
     int width;            // of its rows
     int first, segments;  // along K
     int tile, tiles;      // of the block's
+    int kept, all_kept;   // where its first segment's sum is kept, of so many of a tile
 };
 
 DEVICE int block_tiles(int all) { return (all - block_index() + grid_blocks() - 1) / grid_blocks(); }
 DEVICE int tile_of_block(int number) { return number * grid_blocks() + block_index(); }
 
-// A warp's units, through all panels of a plan: what it has `left` of this one.
+// A warp's segments, through all panels of a plan: what it has `left` of this one.
 template <class Plan>
 struct PanelCursor {
     Plan plan;
     Panel panel;
-    int at, tile, segment, unit, left;
+    int at, tile, segment, left;
 
-    DEVICE PanelCursor(const Plan& of) : plan(of), at(-1), tile(0), segment(0), unit(0), left(0) { open(); }
+    DEVICE PanelCursor(const Plan& of) : plan(of), at(-1), tile(0), segment(0), left(0) { open(); }
     DEVICE bool done() const { return at >= plan.panels(); }
     DEVICE void open() {
         while (left == 0 && ++at < plan.panels()) {
             panel = plan.panel(at);
             const int all = panel.tiles * panel.segments, first = all * warp_index() / WARPS;
             left = all * (warp_index() + 1) / WARPS - first;
-            tile = first / panel.segments, segment = first % panel.segments, unit = 0;
+            tile = first / panel.segments, segment = first % panel.segments;
         }
     }
-    DEVICE int units_left() const {  // of the segment
-        const int first = (panel.first + segment) * SEGMENT_UNITS;
-        return smaller(SEGMENT_UNITS, units(panel.width) - first) - unit;
+    DEVICE void skip(int count) {  // segments of this tile
+        if ((segment += count) == panel.segments) segment = 0, tile++;
+        if ((left -= count) == 0) open();
     }
-    DEVICE Unit unit_here() const {
-        return {panel.matrix, panel.width, tile_of_block(panel.tile + tile), (panel.first + segment) * SEGMENT_UNITS + unit};
+    DEVICE Run take_run() {  // all that is left of this tile
+        const int count = smaller(left, panel.segments - segment), first = (panel.first + segment) * SEGMENT_UNITS;
+        const int all = smaller(count * SEGMENT_UNITS, units(panel.width) - first);
+        const Run run{panel.matrix, panel.width, tile_of_block(panel.tile + tile), first, all};
+        skip(count);
+        return run;
     }
-    DEVICE void next_segment() {
-        unit = 0;
-        if (++segment == panel.segments) segment = 0, tile++;
-        if (--left == 0) open();
-    }
-    DEVICE void advance() {
-        if (units_left() > 1)
-            unit++;
-        else
-            next_segment();
+    DEVICE int segment_units() const {
+        return smaller(SEGMENT_UNITS, units(panel.width) - (panel.first + segment) * SEGMENT_UNITS);
     }
 };
 
-// Floats that the sums of a panel take: (tiles, segments, BATCH, TILE).
+// Floats that sums take: (tiles, segments, BATCH, TILE).
 DEVICE constexpr int sums_of(int tiles, int segments) { return tiles * segments * BATCH * TILE; }
 
 // This warp's segments of panel `at`, times the activations `in` of the panel's part of K.
@@ -61,24 +58,23 @@ DEVICE void sum_segments(PanelCursor<Plan>& mine, Stream<PanelCursor<Plan>>& str
     Operands operands;
     while (mine.at == at) {
         float two[2] = {};
-        const int first = mine.segment * SEGMENT_UNITS, count = mine.units_left();
-        for (int unit = 0; unit < count; unit++) 
-            multiply(stream.take(), in, (first + unit) * UNIT_CHUNKS, operands, two);
-        float* to = sums + sums_of(mine.tile, mine.panel.segments) + sums_of(1, mine.segment);
+        const int first = mine.segment * SEGMENT_UNITS * UNIT_CHUNKS;
+        if (WHOLE_SEGMENTS) {
+#pragma unroll
+            for (int unit = 0; unit < SEGMENT_UNITS; unit++)
+                multiply(stream.take(), in, first + unit * UNIT_CHUNKS, operands, two);
+        } else {
+            const int count = mine.segment_units();
+            for (int unit = 0; unit < count; unit++)
+                multiply(stream.take(), in, first + unit * UNIT_CHUNKS, operands, two);
+        }
+        float* to = sums + sums_of(mine.tile, mine.panel.all_kept) + sums_of(1, mine.panel.kept + mine.segment);
         if (row_lane() < BATCH) {
             to[row_lane() * TILE + 2 * chunk_lane()] = two[0];
             to[row_lane() * TILE + 2 * chunk_lane() + 1] = two[1];
         }
-        mine.next_segment();
+        mine.skip(1);
     }
-}
-
-// `sum` and the segments of one row of a tile for one row of the batch, which `place` says: batch row * TILE + row.
-DEVICE float add_segments(float sum, const float* sums, const Panel& panel, int tile, int place) {
-    const float* from = sums + sums_of(tile, panel.segments) + place;
-#pragma unroll 8
-    for (int segment = 0; segment < panel.segments; segment++) sum += from[sums_of(1, segment)];
-    return sum;
 }
 
 // ---- All of K at once, for activations that fit: K1 and K3 ----
@@ -92,7 +88,8 @@ struct RowPlan {
     DEVICE RowPlan(const Matrix& of, int rows) : matrix(&of), tiles(block_tiles(::tiles(rows))) {}
     DEVICE int panels() const { return (tiles + ROUND - 1) / ROUND; }
     DEVICE Panel panel(int at) const {
-        return {matrix, HIDDEN, 0, segments(HIDDEN), at * ROUND, smaller(ROUND, tiles - at * ROUND)};
+        const int all = segments(HIDDEN);
+        return {matrix, HIDDEN, 0, all, at * ROUND, smaller(ROUND, tiles - at * ROUND), 0, all};
     }
 };
 using RowCursor = PanelCursor<RowPlan>;
@@ -116,15 +113,20 @@ struct End {
             scale[r] = row_scale(*panel.matrix, 2 * pair + r);
         }
     }
-    DEVICE float value(const float* sums, const Panel& panel, int r) const {
+    DEVICE float value(const float* sums, const Panel& panel, int r) const {  // in the order of K
         const int number = thread_index() / (BATCH * TILE / 2), row = thread_index() % (TILE / 2) * 2 + r;
-        return add_segments(0.0f, sums, panel, number, batch_row * TILE + row) * scale[r] + bias[r];
+        const float* from = sums + sums_of(number, panel.segments) + batch_row * TILE + row;
+        float sum = 0.0f;
+#pragma unroll
+        for (int segment = 0; segment < segments(HIDDEN); segment++) sum += from[sums_of(1, segment)];
+        return sum * scale[r] + bias[r];
     }
 };
 
 // Every row of the plan; `prepare(end)` gives what `finish(end, values, prepared)` needs, from memory, beforehand.
 template <class Prepare, class Finish>
 DEVICE void multiply_rows(RowCursor& mine, Stream<RowCursor>& stream, Activations& in, float* sums, Prepare prepare, Finish finish) {
+    stream.start();
     for (int at = 0; at < mine.plan.panels(); at++) {
         const Panel panel = mine.plan.panel(at);
         float* here = sums + at % 2 * sums_of(ROUND, segments(HIDDEN));

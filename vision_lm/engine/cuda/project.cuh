@@ -64,18 +64,17 @@ DEVICE void project(const Layer& layer, const Step& step, Wait wait) {
     RowCursor mine{RowPlan(layer.into, INTO_ROWS)};
     Stream<RowCursor> stream(mine);
     wait();
-    // This layer's K2 starts to count when this kernel has ended.
-    if (block_index() == 0 && thread_index() == 0) store(step.counters + ITEMS_DONE, 0u);
+    if (block_index() == 0)  // the counters of this layer's K2, which looks at them when this kernel has ended
+        for (int i = thread_index(); i < ARRIVED + BATCH * HEADS; i += STREAMERS)
+            if (i == HEADS_DONE || i >= ARRIVED) store(step.counters + i, 0u);
     const int row = thread_index() / (TILE / 2) % BATCH, length = step.lengths[row];
     const Finish finish{layer, step, length, length < 0 ? 0 : place_of(step, row, length, 0)};
     Activations normed = normalise(step.hidden, shared);
+    let_successor_start();  // not before: its weights would stand before the residual in the queue to memory
     float* sums = reinterpret_cast<float*>(shared + NORM_BYTES);
     multiply_rows(mine, stream, normed, sums, [&](const End& end) { return finish.prepare(end); }, finish);
 }
 
 KERNEL(STREAMERS) project_kernel(PARAMETER(Layer) layer, PARAMETER(Step) step) {
-    project(layer, step, [] {
-        let_successor_start();
-        wait_for_predecessor();
-    });
+    project(layer, step, [] { wait_for_predecessor(); });
 }

@@ -1,17 +1,20 @@
-// A warp's stream of weights: always RING - 1 units in flight.
+// A warp's stream of weights: always RING - 1 units in flight, and one in registers.
 //
-// A unit is 128 bytes of each of a tile's 8 rows. A Cursor walks the units that a warp has to do and says where each
-// one lies; asking runs RING - 1 units ahead of taking, across tiles, matrices and waits.
+// A unit is 128 bytes of each of a tile's 8 rows. They come in runs, units that follow each other along the rows of one
+// tile. A Cursor gives the runs that a warp has to do; asking is RING units ahead of taking, across tiles, matrices
+// and waits.
 
-struct Unit {
+struct Run {
     const Matrix* matrix;
     int width;  // of a row, in weights
     int tile;
-    int index;  // along the rows
+    int first, units;  // along the rows
 };
 
-constexpr int GROUPS_OF_UNIT = 2;  // int4's: 256 weights
-constexpr int RING_BYTES_OF_WARP = RING * (2 * LANES * 16 + (BITS == 4 ? GROUPS_OF_UNIT * TILE / 2 * 8 : 0));
+constexpr int GROUPS_OF_UNIT = 2;                                               // int4's: 256 weights
+constexpr int SLOT_BYTES = 2 * LANES * 16;                                      // of a unit
+constexpr int SCALE_BYTES = BITS == 4 ? GROUPS_OF_UNIT * TILE / 2 * 8 : 0;
+constexpr int RING_BYTES_OF_WARP = RING * (SLOT_BYTES + SCALE_BYTES);
 constexpr int RING_BYTES = WARPS * RING_BYTES_OF_WARP;
 
 // Lane l has row l/4 of the tile, there chunks l%4 and l%4 + 4 of the unit; its share of the sums are rows 2(l%4)
@@ -26,53 +29,70 @@ struct Weights {  // one lane's share of a unit
 
 template <class Cursor>
 struct Stream {
-    unsigned char* ring;
-    Cursor ahead;  // the next unit to ask for
-    int slot;      // of the next unit to take
+    Cursor ahead;  // the next run to ask for
+    // What is left of the run that is being asked for: this lane's next addresses.
+    const unsigned char *rows, *scales;
+    int units, chunks_left, groups_left;  // of a row; looked at only where rows end within a unit
+    unsigned char* ring;  // this lane's place in it
+    int asked, taken;     // slots, of the next unit to ask for and to take
+    Weights ready;        // taken already
 
-    DEVICE Stream(const Cursor& first) : ahead(first), slot(0) {
-        ring = shared_memory() + warp_index() * RING_BYTES_OF_WARP;
-        for (int i = 0; i < RING - 1; i++) ask(i);
+    DEVICE Stream(const Cursor& first) : ahead(first), units(0), asked(0), taken(0) {
+        ring = shared_memory() + warp_index() * RING_BYTES_OF_WARP + lane_index() * 16;
+        for (int i = 0; i < RING - 1; i++) ask();
     }
 
-    DEVICE Word4* words(int at) { return reinterpret_cast<Word4*>(ring) + at * 2 * LANES + lane_index(); }
-    DEVICE unsigned* scales(int at) {
-        return reinterpret_cast<unsigned*>(ring + RING * 2 * LANES * 16) + 2 * (at * TILE + lane_index() % TILE);
+    DEVICE unsigned* scales_at(int slot) {  // eight lanes fetch them, for the others as well
+        unsigned char* all = ring - lane_index() * 16 + RING * SLOT_BYTES;
+        return reinterpret_cast<unsigned*>(all + slot * SCALE_BYTES + lane_index() % TILE * 8);
     }
 
-    DEVICE void ask(int at) {
-        if (!ahead.done()) {
-            const Unit unit = ahead.unit_here();
-            const int count = chunks(unit.width), chunk = unit.index * UNIT_CHUNKS + chunk_lane();
-            const unsigned char* from =
-                unit.matrix->rows + (static_cast<long long>(unit.tile * TILE + row_lane()) * count + chunk) * 16;
-            if (chunk < count) copy_async16(words(at), from);
-            if (chunk + 4 < count) copy_async16(words(at) + LANES, from + 4 * 16);
-            if (BITS == 4 && row_lane() < GROUPS_OF_UNIT) {  // one lane fetches for two rows, 8 bytes a group
-                const int groups = (unit.width + GROUP - 1) / GROUP, group = unit.index * GROUPS_OF_UNIT + row_lane();
-                const unsigned* pairs = static_cast<const unsigned*>(unit.matrix->scales);
-                const long long pair = unit.tile * (TILE / 2) + chunk_lane();
-                if (group < groups) copy_async8(scales(at), pairs + 2 * (pair * groups + group));
-            }
-            ahead.advance();
+    DEVICE void start_run() {
+        const Run run = ahead.take_run();
+        const int count = chunks(run.width), chunk = run.first * UNIT_CHUNKS + chunk_lane();
+        units = run.units;
+        rows = run.matrix->rows + (static_cast<long long>(run.tile * TILE + row_lane()) * count + chunk) * 16;
+        chunks_left = count - chunk;
+        if (BITS == 4) {
+            const int groups = (run.width + GROUP - 1) / GROUP, group = run.first * GROUPS_OF_UNIT + row_lane();
+            const long long pair = run.tile * (TILE / 2) + chunk_lane();
+            scales = static_cast<const unsigned char*>(run.matrix->scales) + (pair * groups + group) * 8;
+            groups_left = groups - group;
+        }
+    }
+    DEVICE void ask() {
+        if (units == 0 && !ahead.done()) start_run();
+        if (units > 0) {
+            if (WHOLE_UNITS || chunks_left > 0) copy_async16(ring + asked * SLOT_BYTES, rows);
+            if (WHOLE_UNITS || chunks_left > 4) copy_async16(ring + asked * SLOT_BYTES + LANES * 16, rows + 4 * 16);
+            if (BITS == 4 && row_lane() < GROUPS_OF_UNIT && (WHOLE_UNITS || groups_left > 0))
+                copy_async8(scales_at(asked), scales);
+            rows += UNIT_CHUNKS * 16, scales += GROUPS_OF_UNIT * 8, units--;
+            if (!WHOLE_UNITS) chunks_left -= UNIT_CHUNKS, groups_left -= GROUPS_OF_UNIT;
         }
         commit_copies();  // an empty group too: waiting counts groups
+        asked = asked == RING - 1 ? 0 : asked + 1;
     }
-
-    // The unit whose turn it is. What lies beyond the end of a row is garbage.
-    DEVICE Weights take() {
+    // The next unit into registers. What lies beyond the end of a row, or of all rows, is garbage.
+    DEVICE void fetch() {
         wait_copies<RING - 2>();
-        Weights w;
+        const Word4* words = reinterpret_cast<const Word4*>(ring + taken * SLOT_BYTES);
         for (int i = 0; i < 2; i++) {
-            w.chunks[i] = words(slot)[i * LANES];
-            if (BITS == 4) {  // by the lane that fetched them
-                w.scales[i] = shuffle(static_cast<int>(scales(slot)[0]), i * 4 + chunk_lane());
-                w.zeros[i] = shuffle(static_cast<int>(scales(slot)[1]), i * 4 + chunk_lane());
+            ready.chunks[i] = words[i * LANES];
+            if (BITS == 4) {
+                ready.scales[i] = shuffle(static_cast<int>(scales_at(taken)[0]), i * 4 + chunk_lane());
+                ready.zeros[i] = shuffle(static_cast<int>(scales_at(taken)[1]), i * 4 + chunk_lane());
             }
         }
-        ask(slot == 0 ? RING - 1 : slot - 1);  // the slot whose words are already in registers
-        slot = slot == RING - 1 ? 0 : slot + 1;
-        return w;
+        taken = taken == RING - 1 ? 0 : taken + 1;
+    }
+    // The unit whose turn it is, while the one after it comes into registers. Before the first, call start().
+    DEVICE void start() { fetch(); }
+    DEVICE Weights take() {
+        const Weights now = ready;
+        ask();  // into the slot whose words are in `now`
+        fetch();
+        return now;
     }
 };
 
@@ -88,8 +108,8 @@ DEVICE void unpack(const Word4& chunk, int quad, unsigned (&b)[2]) {
         b[1] = subtract_halves(permute_bytes(word, 0x64646464u, 0x4342u), 0x64806480u);
     } else {
         const unsigned word = chunk.x[quad / 2] >> (quad % 2 * 8);
-        b[0] = subtract_halves((word & 0x000f000fu) | 0x64006400u, 0x64086408u);  // 1024 + 8
-        b[1] = multiply_add_halves((word & 0x00f000f0u) | 0x64006400u, 0x2c002c00u, 0xd480d480u);  // / 16 - 72
+        b[0] = subtract_halves(and_or(word, 0x000f000fu, 0x64006400u), 0x64086408u);  // 1024 + 8
+        b[1] = multiply_add_halves(and_or(word, 0x00f000f0u, 0x64006400u), 0x2c002c00u, 0xd480d480u);  // / 16 - 72
     }
 }
 
