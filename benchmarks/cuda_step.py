@@ -5,8 +5,9 @@
 
 A step is captured in a graph and replayed; weights are random, and far larger than the caches. Forms of a step: the
 chain of kernels, each starting while the one before ends; the same without that overlap; one persistent kernel. They
-take turns, and a plain read of memory stands between them. --variants builds the chain with other numbers of warps and
-buffers (fields of engine/cuda/shape.py), --parts times its kernels apart. Prints a table (medians) and a line of JSON.
+take turns, and a plain read of memory stands between them. --variants builds them with other numbers of warps and
+buffers (fields of engine/cuda/shape.py; with whole=1 the one kernel), --parts times the chain's kernels apart. Prints
+a table (medians) and a line of JSON.
 """
 
 from __future__ import annotations
@@ -125,17 +126,18 @@ def forms(
             print(f"{name}: left out ({' '.join(str(error).split())[:160]})", flush=True)
 
     base = shape.fitting(limits.blocks, limits.shared)
+    whole = dataclasses.replace(shape, persistent=True).fitting(limits.blocks, limits.shared)
     yield from built("chain", base, False, True)
     yield from built("chain, no overlap", base, False, False)
-    yield from built("one kernel", base, True, False)
+    yield from built("one kernel", whole, True, False)
     if parts:  # mix_kernel alone would wait for the counters that project_kernel sets
         yield from built("project only", base, False, True, "project")
         yield from built("choose only", base, False, True, "choose")
     for variant in variants:
         changed = {name: int(value) for name, value in (one.split("=") for one in variant.split())}
-        other = dataclasses.replace(base, **changed)  # type: ignore[arg-type]
-        yield from built(f"chain, {variant}", other, False, True)
-        yield from built(f"one kernel, {variant}", other, True, False)
+        one_kernel = bool(changed.pop("whole", 0))
+        other = dataclasses.replace(whole if one_kernel else base, **changed)  # type: ignore[arg-type]
+        yield from built(f"{'one kernel' if one_kernel else 'chain'}, {variant}", other, one_kernel, True)
 
 
 def replays_us(replay: Callable[[], None]) -> float:

@@ -135,7 +135,9 @@ class ChatTab:
             box: Any, conversation: Conversation, request: gr.Request, *settings: Any
         ) -> Iterator[Changes]:
             wanted, session = chosen(*settings), session_of(request)
-            yield from map(self._shown, self.chat.describe(drafted(box), conversation, length, wanted, session))
+            yield from map(
+                self._shown, self.chat.describe(drafted(box), conversation, length, wanted, session)
+            )
 
         return describe
 

@@ -30,7 +30,11 @@ def test_one_kernel_gives_the_bits_of_many(config: TextConfig, lengths: list[int
 
 MUTANTS = [
     Mutation("nobody waits", "while (load_acquire(count) < all) relax();", ";"),
-    Mutation("a warp's other lanes do not wait", "relax();\n        sync_warp();", "relax();"),
+    Mutation(
+        "a block's other threads do not wait",
+        "        if (streams())\n            sync_streamers();\n        else\n            sync_attenders();\n",
+        "",
+    ),
     Mutation(
         "a block arrives before its threads",
         "        sync_block();\n        arrived++;",
@@ -38,11 +42,25 @@ MUTANTS = [
     ),
     Mutation("arrival is not released", "add_release(count, 1)", "add_relaxed(count, 1)"),
     Mutation(
-        "no barrier after K1",
-        "step, wait);\n        barrier.arrive();\n        mix",
-        "step, wait);\n        mix",
+        "K1 does not wait",
+        "project(layer, step, stream, affine, wait)",
+        "project(layer, step, stream, affine, [] {})",
     ),
-    Mutation("no barrier after K2", "barrier.arrive();\n    }\n    choose", "}\n    choose"),
+    Mutation("K2's rows do not wait", "step, stream, rows, wait)", "step, stream, rows, [] {})"),
+    Mutation(
+        "attention does not wait", "                barrier.wait();\n            });", "            });"
+    ),
+    Mutation(
+        "K3 does not wait",
+        "choose(whole.head, step, stream, affine, wait)",
+        "choose(whole.head, step, stream, affine, [] {})",
+    ),
+    Mutation("K2 works where the next gamma and beta come", "rows = affine + AFFINE_BYTES", "rows = affine"),
+    Mutation(
+        "attention works where K1 does",
+        "attention = rows + larger(ROWS_BYTES - AFFINE_BYTES, mix_rows_bytes())",
+        "attention = rows",
+    ),
     Mutation("the barrier is not reset", ", store(step.counters + BARRIER, 0u);", ";"),
 ]
 

@@ -9,7 +9,7 @@ constexpr int KV_BYTES = 2 * LANES * KV_STRIDE;
 constexpr int PART = HEAD_DIM + 4;                  // floats: weighted values, their maximum, their sum, padding
 constexpr int LANE_DIMS = (HEAD_DIM + LANES - 1) / LANES;  // of the output, to a lane: its index, that + 32, ...
 constexpr int ATTEND_BYTES_OF_WARP = KV_BYTES + HEAD_DIM * 4;
-constexpr int ATTENTION_BYTES = ATTENTION_WARPS * (ATTEND_BYTES_OF_WARP + 2 * PART * 4);
+constexpr int ATTENTION_BYTES = CHUNKS * ATTEND_BYTES_OF_WARP + ATTENTION_WARPS * 2 * PART * 4;
 
 static_assert(SPLIT % PAGE == 0 && LANES % PAGE == 0, "whole pages");
 
@@ -162,7 +162,7 @@ struct Chunk {
     }
 };
 
-// ---- In K2: an item is a block's attention warps', 32 tokens each ----
+// ---- In K2: an item is a block's attention warps' ----
 
 DEVICE void sync_attenders() { sync_threads<2, ATTENTION_WARPS * LANES>(); }
 
@@ -171,19 +171,24 @@ DEVICE void sync_attenders() { sync_threads<2, ATTENTION_WARPS * LANES>(); }
 template <class Wait>
 DEVICE void attend_together(const Layer& layer, const Step& step, unsigned char* shared, Wait wait) {
     const int warp = warp_index() - WARPS;
-    float* partials = reinterpret_cast<float*>(shared + ATTENTION_WARPS * ATTEND_BYTES_OF_WARP);  // (2, warps, PART)
-    const auto chunk_of = [&](const Item& item) -> Chunk {
-        return {layer.keys, layer.values, step, item.row, item.head, item.split * SPLIT + warp * LANES, shared + warp * ATTEND_BYTES_OF_WARP};
+    float* partials = reinterpret_cast<float*>(shared + CHUNKS * ATTEND_BYTES_OF_WARP);  // (2, warps, PART)
+    const auto chunk_of = [&](const Item& item, int number) -> Chunk {
+        return {layer.keys, layer.values, step, item.row, item.head, item.split * SPLIT + number * LANES, shared + number * ATTEND_BYTES_OF_WARP};
     };
-    const auto put = [](float* to, float value) { *to = value; };
+    const auto fetch_old = [&](const Item& item) {
+        for (int number = warp; number < CHUNKS; number += ATTENTION_WARPS) chunk_of(item, number).fetch_old();
+    };
     Item item;
     bool found = find_item(step, block_index(), item);
-    if (found) chunk_of(item).fetch_old();
+    if (found) fetch_old(item);
     wait();
     for (int turn = 0; found; turn++) {
         float* mine = partials + turn % 2 * ATTENTION_WARPS * PART;  // what is read while the next is written
         const float* query = step.queries + item.row * QUERIES + item.head * HEAD_DIM;
-        chunk_of(item).attend([query](int dim) { return load_fresh(query + dim); }).save(mine + warp * PART, put);
+        Partial part;
+        for (int number = warp; number < CHUNKS; number += ATTENTION_WARPS)
+            part.add(chunk_of(item, number).attend([query](int dim) { return load_fresh(query + dim); }));
+        part.save(mine + warp * PART, [](float* to, float value) { *to = value; });
         sync_attenders();
         if (warp == 0) {
             Partial whole;
@@ -208,7 +213,7 @@ DEVICE void attend_together(const Layer& layer, const Step& step, unsigned char*
             }
         }
         found = find_item(step, (turn + 1) * grid_blocks() + block_index(), item);
-        if (found) chunk_of(item).fetch_old();
+        if (found) fetch_old(item);
     }
 }
 

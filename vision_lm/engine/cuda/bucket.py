@@ -96,7 +96,7 @@ class Bucket:
         logits = None if kind == "greedy" else self._logits
         inputs = Inputs(e.ids, e.lengths, e.table, logits, e.next, e.logprobs, e.rivals)
         parts = (shape, self._model, inputs, self._scratch, cache.memory, self._blocks)
-        launches = list(step_launches(*parts))
+        launches = list(step_launches(*parts, shape.persistent))
         if kind == "sample":
             draws = self._draws
             sampler = struct(logits, draws.settings, draws.top_k, e.next, e.logprobs, e.rivals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ class CudaDecoder:
             limits = Limits.of(device)
         self.config, self.device, self.dtype, self.bits = config, device, dtype, bits
         pages = -(-config.max_position_embeddings // PAGE)
-        shapes = _shapes(Shape.of(config, dtype, bits), limits)
+        shapes = _shapes(dataclasses.replace(Shape.of(config, dtype, bits), persistent=True), limits)
         built = [(shape, kernels(shape, device)) for shape in shapes]
         self.model = model = pack(config, weights, device, dtype, bits)
         self._buckets = [Bucket(shape, model, ready, pages, limits.blocks) for shape, ready in built]

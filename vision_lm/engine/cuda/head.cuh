@@ -59,19 +59,16 @@ DEVICE void join_blocks(const Head& head) {
     }
 }
 
-template <class Wait>
-DEVICE void choose(const Head& head, const Step& step, Wait wait) {
-    if (!streams()) return;
-    unsigned char* shared = shared_memory() + RING_BYTES;
-    ask_for_affine(head.gamma, head.beta, shared);
-    RowCursor mine{RowPlan(head.head, VOCAB)};
-    Stream<RowCursor> stream(mine);
+DEVICE RowPlan head_plan(const Head& head) { return RowPlan(head.head, VOCAB); }
+
+template <class Stream, class Wait>
+DEVICE void choose(const Head& head, const Step& step, Stream& stream, unsigned char* shared, Wait wait) {
     wait();
     Activations normed = normalise(step.hidden, shared);
     float* sums = reinterpret_cast<float*>(shared + NORM_BYTES);
     Best best{0.0f, 0.0f, 0};
     const auto nothing = [](const End&) { return 0; };
-    multiply_rows(mine, stream, normed, sums, nothing, [&](const End& end, float a, float b, int) {
+    multiply_rows(head_plan(head), stream, normed, sums, nothing, [&](const End& end, float a, float b, int) {
         const float logits[2] = {a, b};
         for (int r = 0; r < 2; r++) {
             const int id = 2 * end.pair + r;
@@ -108,7 +105,10 @@ DEVICE void choose(const Head& head, const Step& step, Wait wait) {
 }
 
 KERNEL(STREAMERS) choose_kernel(PARAMETER(Head) head, PARAMETER(Step) step) {
-    choose(head, step, [] { wait_for_predecessor(); });
+    unsigned char* shared = shared_memory() + RING_BYTES;
+    ask_for_affine(head.gamma, head.beta, shared);
+    Stream<RowCursor> stream(RowCursor{head_plan(head)});
+    choose(head, step, stream, shared, [] { wait_for_predecessor(); });
 }
 
 // hidden = embedding[ids], for one row by `threads` threads.

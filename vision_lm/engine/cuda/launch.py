@@ -133,8 +133,8 @@ def step_launches(
     ]
     if persistent:
         every = [field for layer in layers for field in layer]
-        shared = max(shape.project_bytes, shape.mix_bytes(blocks))
-        yield Launch("step_kernel", blocks, shape.threads, shared, (struct(*head_fields, *every), step), True)
+        parameters = (struct(*head_fields, *every), step)
+        yield Launch("step_kernel", blocks, shape.threads, shape.step_bytes(blocks), parameters, True)
         return
     head = struct(*head_fields)
     yield Launch("embed_kernel", shape.batch, shape.streamers, 0, (head, step))

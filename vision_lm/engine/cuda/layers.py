@@ -48,7 +48,7 @@ class Layers:
             self._launch("norm_kernel", 32, residual, where, len(hidden))
             rows = F.linear(normed, layer.into.rows, self._biases[number])  # (N, q k v fc1)
             projected = struct(rows, *cache.memory[number].chunk(2))
-            self._launch("finish_kernel", self._shape.streamers, projected, where, len(hidden))
+            self._launch("finish_kernel", self._shape.streamers, projected, where, 3 * len(hidden))
             hidden.addmm_(attend(rows, number), layer.dense.rows.T)
             hidden.addmm_(rows[:, -self._shape.ffn :], layer.fc2.rows.T)
             biases = layer.dense.bias

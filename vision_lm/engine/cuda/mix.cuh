@@ -8,11 +8,15 @@ constexpr int PANEL_SEGMENTS = smaller(MOST_SEGMENTS, larger(1, ACTIVATION_BYTES
 constexpr int FFN_PANELS = (segments(FFN) + PANEL_SEGMENTS - 1) / PANEL_SEGMENTS;
 constexpr int PANELS = FFN_PANELS + (segments(QUERIES) + PANEL_SEGMENTS - 1) / PANEL_SEGMENTS;
 constexpr int PANEL_BYTES = Activations::bytes(PANEL_SEGMENTS * 256);
-constexpr int MIX_BYTES = RING_BYTES + ATTENTION_BYTES + PANEL_BYTES;  // and mix_sums_bytes of the block's tiles
+constexpr int MIX_BYTES = RING_BYTES + ATTENTION_BYTES + PANEL_BYTES;  // and mix_sums_bytes of the most tiles of a block
 constexpr int STAGED = 8;  // loads of a thread in flight at once
 
 constexpr int KEPT = segments(FFN) + segments(QUERIES);
 DEVICE constexpr int mix_sums_bytes(int tiles) { return 4 * sums_of(tiles, KEPT); }
+// Of the streaming warps' shared memory; attention's comes after it.
+DEVICE int mix_rows_bytes() {
+    return PANEL_BYTES + mix_sums_bytes((tiles(HIDDEN) + grid_blocks() - 1) / grid_blocks());
+}
 
 struct MixPlan {
     const Layer* layer;
@@ -74,8 +78,11 @@ struct Residuals {
     }
 };
 
-DEVICE void mix_rows(const Layer& layer, const Step& step, MixCursor& mine, Stream<MixCursor>& stream) {
-    unsigned char* shared = shared_memory() + RING_BYTES + ATTENTION_BYTES;
+// `shared`: mix_rows_bytes().
+template <class Stream, class Wait>
+DEVICE void mix_rows(const Layer& layer, const Step& step, Stream& stream, unsigned char* shared, Wait wait) {
+    MixCursor mine{MixPlan(layer)};
+    wait();
     float* sums = reinterpret_cast<float*>(shared + PANEL_BYTES);  // (tiles, KEPT, BATCH, TILE)
     const int rows = mine.plan.tiles * TILE * BATCH;
     Activations in = stage(step.activated, mine.plan.panel(0), shared);
@@ -98,18 +105,13 @@ DEVICE void mix_rows(const Layer& layer, const Step& step, MixCursor& mine, Stre
     for (int first = STREAMERS; first < rows; first += STREAMERS) Residuals(layer, step, first, rows).add(sums, first, rows);
 }
 
-template <class Wait>
-DEVICE void mix(const Layer& layer, const Step& step, Wait wait) {
-    if (streams()) {
-        MixCursor mine{MixPlan(layer)};
-        Stream<MixCursor> stream(mine);
-        wait();
-        mix_rows(layer, step, mine, stream);
-    } else {
-        attend_together(layer, step, shared_memory() + RING_BYTES, wait);
-    }
-}
-
 KERNEL(THREADS) mix_kernel(PARAMETER(Layer) layer, PARAMETER(Step) step) {
-    mix(layer, step, [] { wait_for_predecessor(); });
+    const auto wait = [] { wait_for_predecessor(); };
+    unsigned char* shared = shared_memory() + RING_BYTES;
+    if (streams()) {
+        Stream<MixCursor> stream(MixCursor{MixPlan(layer)});
+        mix_rows(layer, step, stream, shared, wait);
+    } else {
+        attend_together(layer, step, shared + mix_rows_bytes(), wait);
+    }
 }

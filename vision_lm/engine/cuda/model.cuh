@@ -2,7 +2,7 @@
 
 constexpr int PAGE = 16;    // tokens of a cache page
 constexpr int LANES = 32;
-constexpr int SPLIT = ATTENTION_WARPS * LANES;  // tokens of one attention item
+constexpr int SPLIT = CHUNKS * LANES;  // tokens of one attention item
 constexpr int STREAMERS = WARPS * LANES;                       // threads that stream weights
 constexpr int THREADS = (WARPS + ATTENTION_WARPS) * LANES;     // of K2, and of the persistent kernel
 constexpr int QUERIES = HEADS * HEAD_DIM;                      // width of all heads' queries

@@ -53,8 +53,8 @@ struct PanelCursor {
 DEVICE constexpr int sums_of(int tiles, int segments) { return tiles * segments * BATCH * TILE; }
 
 // This warp's segments of panel `at`, times the activations `in` of the panel's part of K.
-template <class Plan>
-DEVICE void sum_segments(PanelCursor<Plan>& mine, Stream<PanelCursor<Plan>>& stream, int at, Activations& in, float* sums) {
+template <class Plan, class Stream>
+DEVICE void sum_segments(PanelCursor<Plan>& mine, Stream& stream, int at, Activations& in, float* sums) {
     Operands operands;
     while (mine.at == at) {
         float two[2] = {};
@@ -124,11 +124,12 @@ struct End {
 };
 
 // Every row of the plan; `prepare(end)` gives what `finish(end, values, prepared)` needs, from memory, beforehand.
-template <class Prepare, class Finish>
-DEVICE void multiply_rows(RowCursor& mine, Stream<RowCursor>& stream, Activations& in, float* sums, Prepare prepare, Finish finish) {
+template <class Stream, class Prepare, class Finish>
+DEVICE void multiply_rows(const RowPlan& plan, Stream& stream, Activations& in, float* sums, Prepare prepare, Finish finish) {
+    RowCursor mine(plan);
     stream.start();
-    for (int at = 0; at < mine.plan.panels(); at++) {
-        const Panel panel = mine.plan.panel(at);
+    for (int at = 0; at < plan.panels(); at++) {
+        const Panel panel = plan.panel(at);
         float* here = sums + at % 2 * sums_of(ROUND, segments(HIDDEN));
         const End end(panel);
         const auto prepared = prepare(end);

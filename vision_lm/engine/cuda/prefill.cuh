@@ -98,31 +98,44 @@ DEVICE void turn_head(Word4* head, Word4* kept, const float* cosines, const floa
     }
 }
 
-// q and k turn, k and v go to the cache, fc1 through gelu. A block a token.
-KERNEL(STREAMERS) finish_kernel(PARAMETER(Projected) projected, PARAMETER(Tokens) tokens) {
+// q and k of a token turn, and k and v go to the cache.
+DEVICE void finish_heads(const Projected& projected, const Tokens& tokens, long long token, Element* row) {
     constexpr int HEAD_WORDS = HEAD_DIM / 8, STILL_WORDS = KV_HEADS * STILL;
-    for (long long token = block_index(); token < tokens.count; token += grid_blocks()) {
-        Element* row = projected.rows + token * INTO_ROWS;
-        const long long place = tokens.places[token], angle = tokens.positions[token] * (ROTARY / 2);
-        // Where a head of the token's key or value starts.
-        const auto kept = [&](Element* cache, int head) { return words_of(cache, (head * tokens.slots + place) * HEAD_DIM); };
-        for (int head = thread_index(); head < HEADS + KV_HEADS; head += STREAMERS) {
-            Word4* key = head < HEADS || place < 0 ? nullptr : kept(projected.keys, head - HEADS);
-            turn_head(words_of(row, head * HEAD_DIM), key, tokens.cosines + angle, tokens.sines + angle);
-        }
-        for (int i = thread_index(); place >= 0 && i < STILL_WORDS; i += STREAMERS) {
-            const int head = i / larger(STILL, 1), word = EIGHTS + i % larger(STILL, 1);
-            store(kept(projected.keys, head) + word, words_of(row, QUERIES + head * HEAD_DIM)[word]);
-        }
-        for (int i = thread_index(); place >= 0 && i < KEYS / 8; i += STREAMERS)
-            store(kept(projected.values, i / HEAD_WORDS) + i % HEAD_WORDS, words_of(row, QUERIES + KEYS)[i]);
-        Word4* fc1 = words_of(row, QUERIES + 2 * KEYS);
-        for (int i = thread_index(); i < FFN / 8; i += STREAMERS) {
-            float x[8];
-            widen(fc1[i], x);
+    const long long place = tokens.places[token], angle = tokens.positions[token] * (ROTARY / 2);
+    // Where a head of the token's key or value starts.
+    const auto kept = [&](Element* cache, int head) { return words_of(cache, (head * tokens.slots + place) * HEAD_DIM); };
+    for (int head = thread_index(); head < HEADS + KV_HEADS; head += STREAMERS) {
+        Word4* key = head < HEADS || place < 0 ? nullptr : kept(projected.keys, head - HEADS);
+        turn_head(words_of(row, head * HEAD_DIM), key, tokens.cosines + angle, tokens.sines + angle);
+    }
+    for (int i = thread_index(); place >= 0 && i < STILL_WORDS; i += STREAMERS) {
+        const int head = i / larger(STILL, 1), word = EIGHTS + i % larger(STILL, 1);
+        store(kept(projected.keys, head) + word, words_of(row, QUERIES + head * HEAD_DIM)[word]);
+    }
+    for (int i = thread_index(); place >= 0 && i < KEYS / 8; i += STREAMERS)
+        store(kept(projected.values, i / HEAD_WORDS) + i % HEAD_WORDS, words_of(row, QUERIES + KEYS)[i]);
+}
+
+// Some words of fc1 through gelu.
+DEVICE void finish_ffn(Word4* fc1, int first, int last) {
+    for (int i = first + thread_index(); i < last; i += STREAMERS) {
+        float x[8];
+        widen(fc1[i], x);
 #pragma unroll
-            for (int j = 0; j < 8; j++) x[j] = gelu(x[j]);
-            store(fc1 + i, narrow(x));
-        }
+        for (int j = 0; j < 8; j++) x[j] = gelu(x[j]);
+        store(fc1 + i, narrow(x));
+    }
+}
+
+// What the projections' rows become, in place. Three blocks a token: its heads, and the two halves of fc1.
+KERNEL(STREAMERS) finish_kernel(PARAMETER(Projected) projected, PARAMETER(Tokens) tokens) {
+    for (long long item = block_index(); item < 3 * tokens.count; item += grid_blocks()) {
+        const long long token = item / 3, part = item % 3;
+        Element* row = projected.rows + token * INTO_ROWS;
+        Word4* fc1 = words_of(row, QUERIES + 2 * KEYS);
+        if (part == 0)
+            finish_heads(projected, tokens, token, row);
+        else
+            finish_ffn(fc1, part == 1 ? 0 : FFN / 16, part == 1 ? FFN / 16 : FFN / 8);
     }
 }

@@ -1,7 +1,8 @@
 // K1: LayerNorm, then the rows of q, k, v and fc1, each finished where it is summed: bias, rotary embedding, the
 // cache's new key and value, gelu.
 
-constexpr int PROJECT_BYTES = RING_BYTES + NORM_BYTES + ROW_SUMS_BYTES;
+constexpr int ROWS_BYTES = NORM_BYTES + ROW_SUMS_BYTES;  // of K1 and K3, after the ring
+constexpr int PROJECT_BYTES = RING_BYTES + ROWS_BYTES;
 
 // gelu_new: 0.5 x (1 + tanh(u)) is x - x / (exp(2u) + 1).
 DEVICE float gelu(float x) {
@@ -56,13 +57,11 @@ struct Finish {
     DEVICE long long head_place(int kv_head) const { return place + kv_head * step.slots * HEAD_DIM; }
 };
 
-template <class Wait>
-DEVICE void project(const Layer& layer, const Step& step, Wait wait) {
-    if (!streams()) return;
-    unsigned char* shared = shared_memory() + RING_BYTES;
-    ask_for_affine(layer.gamma, layer.beta, shared);
-    RowCursor mine{RowPlan(layer.into, INTO_ROWS)};
-    Stream<RowCursor> stream(mine);
+DEVICE RowPlan into_plan(const Layer& layer) { return RowPlan(layer.into, INTO_ROWS); }
+
+// gamma and beta were asked for before the stream's first weights; `shared`: ROWS_BYTES.
+template <class Stream, class Wait>
+DEVICE void project(const Layer& layer, const Step& step, Stream& stream, unsigned char* shared, Wait wait) {
     wait();
     if (block_index() == 0)  // the counters of this layer's K2, which looks at them when this kernel has ended
         for (int i = thread_index(); i < ARRIVED + BATCH * HEADS; i += STREAMERS)
@@ -72,9 +71,12 @@ DEVICE void project(const Layer& layer, const Step& step, Wait wait) {
     Activations normed = normalise(step.hidden, shared);
     let_successor_start();  // not before: its weights would stand before the residual in the queue to memory
     float* sums = reinterpret_cast<float*>(shared + NORM_BYTES);
-    multiply_rows(mine, stream, normed, sums, [&](const End& end) { return finish.prepare(end); }, finish);
+    multiply_rows(into_plan(layer), stream, normed, sums, [&](const End& end) { return finish.prepare(end); }, finish);
 }
 
 KERNEL(STREAMERS) project_kernel(PARAMETER(Layer) layer, PARAMETER(Step) step) {
-    project(layer, step, [] { wait_for_predecessor(); });
+    unsigned char* shared = shared_memory() + RING_BYTES;
+    ask_for_affine(layer.gamma, layer.beta, shared);
+    Stream<RowCursor> stream(RowCursor{into_plan(layer)});
+    project(layer, step, stream, shared, [] { wait_for_predecessor(); });
 }

@@ -17,6 +17,7 @@ ELEMENTS = {torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
 BUCKETS = (1, 2, 4, 8)  # rows a compiled step has
 PAGE = 16  # tokens of a cache page
 TILE = 8  # rows of a matrix that are multiplied together
+MOST_RING = 14  # units: more than memory's latency needs
 SEGMENT = 256  # weights along a row that are summed before the sum is kept
 
 
@@ -37,10 +38,12 @@ class Shape:
     bits: Bits = 16
     batch: int = 1
     warps: int = 8  # that stream weights
-    attention_warps: int = 6
+    attention_warps: int = 4
+    chunks: int = 6  # of 32 tokens, of one attention item
     ring: int = 6  # units of 1 KiB in flight to a warp, and one being read
     activation_kib: int = 64  # of shared memory for K2's activations
     attend_warps: int = 8  # of the kernel that is attention alone
+    persistent: bool = False  # the step is one kernel
 
     def __post_init__(self) -> None:
         chunk = 128 // self.bits
@@ -100,7 +103,7 @@ class Shape:
     @property
     def split(self) -> int:
         """Tokens of one attention item."""
-        return self.attention_warps * 32
+        return self.chunks * 32
 
     @property
     def attenders(self) -> int:
@@ -138,13 +141,25 @@ class Shape:
     def attend_bytes(self) -> int:
         return self.attend_warps * self._attention_bytes
 
-    def mix_bytes(self, blocks: int) -> int:
-        attention = self.attention_warps * (self._attention_bytes + 8 * (self.head_dim + 4))
+    @property
+    def _attenders_bytes(self) -> int:
+        return self.chunks * self._attention_bytes + self.attention_warps * 8 * (self.head_dim + 4)
+
+    def _mix_rows_bytes(self, blocks: int) -> int:
         most = max(-(-width // SEGMENT) for width in (self.ffn, self.queries))
         segments = min(most, max(1, self.activation_kib * 1024 // (SEGMENT * 4 * self.batch)))
         kept = sum(-(-width // SEGMENT) for width in (self.ffn, self.queries))
         sums = self._sums_bytes(-(-self.hidden // TILE // blocks), kept)
-        return self.ring_bytes + attention + self._activation_bytes(segments * SEGMENT) + sums
+        return self._activation_bytes(segments * SEGMENT) + sums
+
+    def mix_bytes(self, blocks: int) -> int:
+        return self.ring_bytes + self._mix_rows_bytes(blocks) + self._attenders_bytes
+
+    def step_bytes(self, blocks: int) -> int:
+        """Of the persistent kernel."""
+        affine = 2 * self.hidden * 4
+        rows = max(self.project_bytes - self.ring_bytes - affine, self._mix_rows_bytes(blocks))
+        return self.ring_bytes + affine + rows + self._attenders_bytes
 
     def fitting(self, blocks: int, shared: int) -> Shape:
         """The same kernels with less in flight, where a block has only `shared` bytes of shared memory."""
@@ -160,18 +175,21 @@ class Shape:
                 attend_warps=attend_warps,
             )
             for (streaming, attending), kib, ring in itertools.product(
-                warps, (64, 32, 16), (self.ring, 5, 4, 3, 2)
+                warps, (64, 32, 16), range(MOST_RING if self.persistent else self.ring, 1, -1)
             )
         ]
-        fitting = [one for one in smaller if max(one.project_bytes, one.mix_bytes(blocks)) <= shared]
-        # Best is to have room for the next kernel beside the one that runs; a block takes 1 KiB more than it asks for.
-        beside = [
-            one
-            for one in fitting
-            if (one.warps, one.attention_warps) == warps[0]
-            and one.ring >= 4
-            and one.project_bytes + one.mix_bytes(blocks) <= shared - 1024
-        ]
+        if self.persistent:
+            fitting, beside = [one for one in smaller if one.step_bytes(blocks) <= shared], []
+        else:
+            fitting = [one for one in smaller if max(one.project_bytes, one.mix_bytes(blocks)) <= shared]
+            # Best is room for the next kernel beside the one that runs; a block takes 1 KiB more than it asks for.
+            beside = [
+                one
+                for one in fitting
+                if (one.warps, one.attention_warps) == warps[0]
+                and one.ring >= 4
+                and one.project_bytes + one.mix_bytes(blocks) <= shared - 1024
+            ]
         for one in (*beside, *fitting):
             return one
         raise CudaDecoderError(
@@ -202,6 +220,7 @@ class Shape:
             "QUERY_SCALE": f"{self.head_dim**-0.5!r}f",
             "WARPS": str(self.warps),
             "ATTENTION_WARPS": str(self.attention_warps),
+            "CHUNKS": str(self.chunks),
             "ATTEND_WARPS": str(self.attend_warps),
             "RING": str(self.ring),
             "ACTIVATION_BYTES": str(self.activation_kib * 1024),

@@ -35,9 +35,10 @@ struct Stream {
     int units, chunks_left, groups_left;  // of a row; looked at only where rows end within a unit
     unsigned char* ring;  // this lane's place in it
     int asked, taken;     // slots, of the next unit to ask for and to take
+    bool started;
     Weights ready;        // taken already
 
-    DEVICE Stream(const Cursor& first) : ahead(first), units(0), asked(0), taken(0) {
+    DEVICE Stream(const Cursor& first) : ahead(first), units(0), asked(0), taken(0), started(false) {
         ring = shared_memory() + warp_index() * RING_BYTES_OF_WARP + lane_index() * 16;
         for (int i = 0; i < RING - 1; i++) ask();
     }
@@ -87,7 +88,10 @@ struct Stream {
         taken = taken == RING - 1 ? 0 : taken + 1;
     }
     // The unit whose turn it is, while the one after it comes into registers. Before the first, call start().
-    DEVICE void start() { fetch(); }
+    DEVICE void start() {
+        if (!started) fetch();
+        started = true;
+    }
     DEVICE Weights take() {
         const Weights now = ready;
         ask();  // into the slot whose words are in `now`
