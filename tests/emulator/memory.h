@@ -122,41 +122,45 @@ struct Half {  // float16
         return bits;
     }
 };
-#if BITS == 16 && defined(ELEMENT_BFLOAT16)
-using Operand = Brain;
-#else
-using Operand = Half;
-#endif
 template <class Format>
 unsigned pack(float low, float high) {
     return Format::from(low) | static_cast<unsigned>(Format::from(high)) << 16;
 }
+#if BITS == 16
+#if defined(ELEMENT_BFLOAT16)
+using Operand = Brain;
+#else
+using Operand = Half;
+#endif
 inline float low_operand(unsigned word) { return Operand::to_float(static_cast<unsigned short>(word)); }
 inline float high_operand(unsigned word) { return Operand::to_float(static_cast<unsigned short>(word >> 16)); }
 inline unsigned operands(float low, float high) { return pack<Operand>(low, high); }
-inline float operand(unsigned word, int which) { return which ? high_operand(word) : low_operand(word); }
-inline void multiply_matrices(float (&d)[4], const Word4& a, unsigned b01, unsigned b89) {
-    const unsigned mine[6] = {a.x[0], a.x[1], a.x[2], a.x[3], b01, b89};
+typedef float Sum;
+constexpr int OPERANDS_OF_WORD = 2;
+inline double left_operand(unsigned word, int which) { return which ? high_operand(word) : low_operand(word); }
+inline double right_operand(unsigned word, int which) { return left_operand(word, which); }
+#else
+typedef int Sum;
+constexpr int OPERANDS_OF_WORD = 4;
+inline double left_operand(unsigned word, int which) { return static_cast<signed char>(word >> 8 * which); }
+inline double right_operand(unsigned word, int which) { return static_cast<unsigned char>(word >> 8 * which); }
+#endif
+inline void multiply_matrices(Sum (&d)[4], const Word4& a, unsigned b0, unsigned b1) {
+    const unsigned mine[6] = {a.x[0], a.x[1], a.x[2], a.x[3], b0, b1};
     const unsigned(*all)[6] = machine_exchange_six(mine);  // of every lane
     const int lane = thread_index() % 32, row = lane / 4, column = lane % 4 * 2;
     for (int i = 0; i < 4; i++) {
         double sum = d[i];
-        for (int k = 0; k < 16; k++) {
-            const int holder = k % 8 / 2, late = k / 8;  // a: {row, row + 8} at the first k, then at the last
-            const unsigned x = all[row * 4 + holder][late * 2 + i / 2], y = all[(column + i % 2) * 4 + holder][4 + late];
-            sum += static_cast<double>(operand(x, k % 2)) * operand(y, k % 2);
-        }
-        d[i] = static_cast<float>(sum);
+        for (int holder = 0; holder < 4; holder++)
+            for (int late = 0; late < 2; late++) {  // a: {row, row + 8} at the first half of a share, then at the second
+                const unsigned x = all[row * 4 + holder][late * 2 + i / 2];
+                const unsigned y = all[(column + i % 2) * 4 + holder][4 + late];
+                for (int k = 0; k < OPERANDS_OF_WORD; k++) sum += left_operand(x, k) * right_operand(y, k);
+            }
+        d[i] = static_cast<Sum>(sum);
     }
 }
-inline float half_of(unsigned word, int which) { return Half::to_float(static_cast<unsigned short>(word >> 16 * which)); }
-inline unsigned and_or(unsigned x, unsigned mask, unsigned bits) { return (x & mask) | bits; }
-inline unsigned subtract_halves(unsigned x, unsigned y) {
-    return pack<Half>(half_of(x, 0) - half_of(y, 0), half_of(x, 1) - half_of(y, 1));
-}
-inline unsigned multiply_add_halves(unsigned x, unsigned scale, unsigned offset) {
-    return pack<Half>(half_of(x, 0) * half_of(scale, 0) + half_of(offset, 0), half_of(x, 1) * half_of(scale, 1) + half_of(offset, 1));
-}
+inline int to_nearest(float x) { return x == x ? static_cast<int>(__builtin_rintf(x)) : 0; }
 
 struct Element {
     unsigned short bits;

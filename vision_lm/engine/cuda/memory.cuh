@@ -139,9 +139,12 @@ DEVICE float reciprocal_fast(float x) {
 DEVICE float inverse_sqrt(float x) { return rsqrtf(x); }
 
 // ---- Products of matrices ----
-// Their operands are the weights' own type, or float16 where weights are integers: it holds every code exactly.
+// A warp's d (16, 8) += a (16, K) times b (K, 8). Lane l holds of d the rows l/4 and l/4 + 8 in columns 2(l%4) and the
+// next; of a those two rows, and of b column l/4, at its SHARE of K: a is {row, row + 8} at the first half of the
+// share, then at the second, and b the two halves.
 
-#if BITS == 16 && defined(ELEMENT_BFLOAT16)
+#if BITS == 16
+#if defined(ELEMENT_BFLOAT16)
 #define OPERAND "bf16"
 DEVICE float low_operand(unsigned word) { return as_float(word << 16); }
 DEVICE float high_operand(unsigned word) { return as_float(word & 0xffff0000u); }
@@ -159,29 +162,25 @@ DEVICE unsigned operands(float low, float high) {  // two in a word
     asm("cvt.rn." OPERAND "x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
     return word;
 }
-// A warp's d (16, 8) += a (16, 16) times b (16, 8). Lane l holds of d the rows l/4 and l/4 + 8 in columns 2(l%4) and
-// the next; of a those rows, and of b column l/4, at k = 2(l%4), + 1, + 8, + 9: a is {row, row + 8} at the first two
-// k, then at the last two.
-DEVICE void multiply_matrices(float (&d)[4], const Word4& a, unsigned b01, unsigned b89) {
+typedef float Sum;
+DEVICE void multiply_matrices(Sum (&d)[4], const Word4& a, unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32." OPERAND "." OPERAND ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b01), "r"(b89));
+        : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
 }
-DEVICE unsigned and_or(unsigned x, unsigned mask, unsigned bits) {  // in one instruction, whatever is a constant
-    unsigned word;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(word) : "r"(x), "r"(mask), "r"(bits));
-    return word;
+#else
+typedef int Sum;
+DEVICE void multiply_matrices(Sum (&d)[4], const Word4& a, unsigned b0, unsigned b1) {  // signed bytes by unsigned ones
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
 }
-DEVICE unsigned subtract_halves(unsigned x, unsigned y) {  // two float16
-    unsigned word;
-    asm("sub.f16x2 %0, %1, %2;" : "=r"(word) : "r"(x), "r"(y));
-    return word;
-}
-DEVICE unsigned multiply_add_halves(unsigned x, unsigned scale, unsigned offset) {
-    unsigned word;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(x), "r"(scale), "r"(offset));
-    return word;
+#endif
+DEVICE int to_nearest(float x) {
+    int y;
+    asm("cvt.rni.s32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return y;
 }
 
 struct Element {  // bfloat16 or float16

@@ -9,11 +9,12 @@ constexpr int QUERIES = HEADS * HEAD_DIM;                      // width of all h
 constexpr int KEYS = KV_HEADS * HEAD_DIM;
 constexpr int INTO_ROWS = QUERIES + 2 * KEYS + FFN;            // q, k, v, fc1
 constexpr int VALUES = 128 / BITS;                             // weights in 16 bytes, a chunk
-constexpr int QUADS = VALUES / 4;                              // of weights in a chunk: a lane's share of one product
+constexpr int SHARE = BITS == 16 ? 4 : 8;                      // weights of a lane in one product of matrices
+constexpr int PRODUCTS = VALUES / SHARE;                       // that a chunk takes
 constexpr int TILE = 8;                                        // rows of a matrix that are multiplied together
 constexpr int UNIT_CHUNKS = 8;                                 // of each row in a unit: 128 bytes
 constexpr int SEGMENT_UNITS = 256 / (UNIT_CHUNKS * VALUES);    // that are summed before the sum is kept
-constexpr int GROUP = 128;                                     // weights of a row under one scale of int4
+constexpr int GROUP = 128;                                     // weights of a row under one scale of int4, and activations of integers
 constexpr float LOG2E = 1.44269504088896f;
 
 static_assert(BITS == 16 || BITS == 8 || BITS == 4, "weights have 16, 8 or 4 bits");

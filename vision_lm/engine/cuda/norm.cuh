@@ -2,7 +2,8 @@
 
 constexpr int AFFINE_BYTES = 2 * HIDDEN * 4;  // gamma, beta
 constexpr int SCRATCH_BYTES = 2 * WARPS * BATCH * 4;
-constexpr int NORM_BYTES = AFFINE_BYTES + Activations::bytes(HIDDEN) + SCRATCH_BYTES;
+constexpr int RAW_BYTES = BITS == 16 ? 0 : BATCH * HIDDEN * 4;  // of floating ones the values lie where they will be normed
+constexpr int NORM_BYTES = AFFINE_BYTES + Activations::bytes(HIDDEN) + SCRATCH_BYTES + RAW_BYTES;
 constexpr int FOURS = (HIDDEN / 4 + STREAMERS - 1) / STREAMERS;  // of a row, to a thread
 constexpr int TOGETHER = smaller(BATCH, 4);                      // rows whose loads are in flight at once
 
@@ -41,8 +42,11 @@ DEVICE Activations normalise(const float* hidden, unsigned char* shared) {
     const float* affine = reinterpret_cast<const float*>(shared);
     Activations out(shared + AFFINE_BYTES, HIDDEN);
     float* scratch = reinterpret_cast<float*>(shared + AFFINE_BYTES + Activations::bytes(HIDDEN));
-    // Until they are normed, the values themselves lie in their places.
-    const auto raw = [&out](int row, int four) -> Float4& { return reinterpret_cast<Float4&>(out.four(row, four)); };
+    Float4* values = reinterpret_cast<Float4*>(scratch + SCRATCH_BYTES / 4);
+    const auto raw = [&](int row, int four) -> Float4& {
+        if (BITS == 16) return reinterpret_cast<Float4&>(out.share(row, four / PRODUCTS, four % PRODUCTS));
+        return values[row * (HIDDEN / 4) + four];
+    };
     float mean[BATCH], deviation[BATCH];
 #pragma unroll
     for (int first = 0; first < BATCH; first += TOGETHER) {

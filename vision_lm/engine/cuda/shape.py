@@ -116,8 +116,10 @@ class Shape:
         return self.warps * self.ring * (1024 + (64 if self.bits == 4 else 0))
 
     def _activation_bytes(self, width: int) -> int:
-        totals = -(-width // 128) if self.bits == 4 else 0
-        return self.batch * 16 * (width // 4 + 4 + -(-totals // 4))
+        if self.bits == 16:
+            return self.batch * 16 * (width // 4 + 4)
+        groups = (width + 127) // 128  # with a sum and a scale each
+        return self.batch * 16 * (width // 8 + 4 + (groups + 1) // 2)
 
     def _sums_bytes(self, tiles: int, segments: int) -> int:
         return 4 * tiles * segments * self.batch * TILE
@@ -125,7 +127,8 @@ class Shape:
     @property
     def project_bytes(self) -> int:  # of K1, and of K3
         scratch = 2 * self.warps * self.batch * 4
-        norm = 2 * self.hidden * 4 + self._activation_bytes(self.hidden) + scratch
+        raw = 0 if self.bits == 16 else self.batch * self.hidden * 4
+        norm = 2 * self.hidden * 4 + self._activation_bytes(self.hidden) + scratch + raw
         tiles = max(1, 16 // self.batch)
         return self.ring_bytes + norm + 2 * self._sums_bytes(tiles, -(-self.hidden // SEGMENT))
 

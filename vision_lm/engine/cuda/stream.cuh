@@ -100,101 +100,132 @@ struct Stream {
     }
 };
 
-// Weights 4 * quad .. + 3 of a chunk, as operands of a product. Integers come out exactly: put under the exponent of
-// 1024, where a float16's last bit counts 1 (or, four bits higher up, 16), less what the exponent added. pack.py has
-// put two neighbours of int4 sixteen bits apart.
-DEVICE void unpack(const Word4& chunk, int quad, unsigned (&b)[2]) {
-    if (BITS == 16) {
-        b[0] = chunk.x[2 * quad % 4], b[1] = chunk.x[(2 * quad + 1) % 4];
-    } else if (BITS == 8) {
-        const unsigned word = chunk.x[quad % 4];
-        b[0] = subtract_halves(permute_bytes(word, 0x64646464u, 0x4140u), 0x64806480u);  // 1024 + 128
-        b[1] = subtract_halves(permute_bytes(word, 0x64646464u, 0x4342u), 0x64806480u);
+// A lane's share of a product: weights SHARE * product .. of a chunk. Integers are codes from 0 up; of a word of int4
+// each byte has two, whose places in the share are four apart.
+DEVICE void unpack(const Word4& chunk, int product, unsigned (&b)[2]) {
+    if (BITS == 4) {
+        const unsigned word = chunk.x[product % 4];
+        b[0] = word & 0x0f0f0f0fu, b[1] = word >> 4 & 0x0f0f0f0fu;
     } else {
-        const unsigned word = chunk.x[quad / 2] >> (quad % 2 * 8);
-        b[0] = subtract_halves(and_or(word, 0x000f000fu, 0x64006400u), 0x64086408u);  // 1024 + 8
-        b[1] = multiply_add_halves(and_or(word, 0x00f000f0u, 0x64006400u), 0x2c002c00u, 0xd480d480u);  // / 16 - 72
+        b[0] = chunk.x[2 * product % 4], b[1] = chunk.x[(2 * product + 1) % 4];
     }
 }
 
-// Activations of BATCH rows in shared memory. Each is two operands, its rounded value and what that lacks: together
-// they hold 16 bits of bfloat16's or 22 of float16's. Four neighbours' are 16 bytes {values 0 and 1, their rests,
-// values 2 and 3, their rests}: a lane's share of one product.
+// Activations of BATCH rows in shared memory, as 16 bytes for each lane's share of a product. Each is two operands of
+// it. Beside floating weights they are the value, rounded, and what that lacks: 16 bits of bfloat16's or 22 of
+// float16's. Beside integers they are the two bytes of 16-bit numbers that have one scale for GROUP neighbours.
 struct Activations {
-    Word4* quads;
-    float* totals;  // int4's: sums of each row's groups
+    Word4* words;
     int width;
-    DEVICE static constexpr int stride(int width) { return width / 4 + 4; }  // keeps two rows off each other's banks
-    DEVICE static constexpr int groups(int width) { return BITS == 4 ? (width + GROUP - 1) / GROUP : 0; }
-    DEVICE static constexpr int bytes(int width) { return BATCH * (stride(width) * 16 + (groups(width) + 3) / 4 * 16); }
+    int* totals;    // of each row's groups, the sum of its numbers
+    float* scales;  // and what one of them is worth
+    static constexpr int BYTES = BITS == 16 ? 0 : 8;  // of a group
+    DEVICE static constexpr int stride(int width) { return width / SHARE + 4; }  // keeps two rows off each other's banks
+    DEVICE static constexpr int groups(int width) { return (width + GROUP - 1) / GROUP; }
+    DEVICE static constexpr int bytes(int width) {
+        return BATCH * (stride(width) * 16 + (groups(width) * BYTES + 15) / 16 * 16);
+    }
 
     DEVICE Activations(unsigned char* shared, int width)
-        : quads(reinterpret_cast<Word4*>(shared)),
-          totals(reinterpret_cast<float*>(shared + BATCH * stride(width) * 16)), width(width) {}
-    DEVICE Word4& quad(int row, int chunk, int quad) {
-        return quads[row * stride(width) + quad * (width / VALUES) + chunk];
+        : words(reinterpret_cast<Word4*>(shared)), width(width),
+          totals(reinterpret_cast<int*>(shared + BATCH * stride(width) * 16)),
+          scales(reinterpret_cast<float*>(totals + BATCH * groups(width))) {}
+    DEVICE Word4& share(int row, int chunk, int product) {
+        return words[row * stride(width) + product * (width / VALUES) + chunk];
     }
-    DEVICE Word4& four(int row, int four) { return quad(row, four / QUADS, four % QUADS); }  // values 4 * four .. + 3
-    // Every lane of a warp calls it, each with the four after the lane's before; lanes beyond the end with zeros.
-    DEVICE void set(int row, int at, const Float4& x) {
-        if (4 * at < width) {
-            Word4 q;
+    DEVICE int total(int row, int group) const { return totals[row * groups(width) + group]; }
+    DEVICE float scale(int row, int group) const { return scales[row * groups(width) + group]; }
+
+    // Values 4 * four .. + 3 of a row. Every lane of a warp calls it, each with the four after the lane's before, the
+    // first with a multiple of 32; lanes beyond the end with zeros.
+    DEVICE void set(int row, int four, const Float4& x) {
+        const int share_of = four / (SHARE / 4);
+        unsigned* to = share(row, share_of / PRODUCTS, share_of % PRODUCTS).x + four % (SHARE / 4) * 2;
+        if (BITS == 16) {
+#if BITS == 16
+            if (4 * four >= width) return;
             for (int i = 0; i < 2; i++) {
-                q.x[2 * i] = operands(x.x[2 * i], x.x[2 * i + 1]);
-                q.x[2 * i + 1] = operands(x.x[2 * i] - low_operand(q.x[2 * i]), x.x[2 * i + 1] - high_operand(q.x[2 * i]));
+                to[2 * i] = operands(x.x[2 * i], x.x[2 * i + 1]);
+                to[2 * i + 1] = operands(x.x[2 * i] - low_operand(to[2 * i]), x.x[2 * i + 1] - high_operand(to[2 * i]));
             }
-            four(row, at) = q;
+#endif
+            return;
         }
-        if (BITS != 4) return;
-        const float total = sum_of_warp((x.x[0] + x.x[1]) + (x.x[2] + x.x[3]));
-        if (lane_index() == 0 && 4 * at < width) totals[row * groups(width) + 4 * at / GROUP] = total;
+        unsigned most = 0;  // of the magnitudes' bits: what is no number is the largest
+        for (int i = 0; i < 4; i++) most = larger(most, as_bits(x.x[i]) & 0x7fffffffu);
+#pragma unroll
+        for (int mask = 16; mask >= 1; mask /= 2) most = larger(most, as_bits(shuffle_xor(as_float(most), mask)));
+        const float top = as_float(most), inverse = top > 0.0f ? 32512.0f / top : 0.0f;
+        unsigned high = 0, low = 0;
+        int sum = 0;
+        for (int i = 0; i < 4; i++) {
+            const int number = to_nearest(x.x[i] * inverse), upper = (number + 128) >> 8;
+            high |= (upper & 255u) << 8 * i, low |= ((number - 256 * upper) & 255u) << 8 * i;
+            sum += number;
+        }
+        const int total = static_cast<int>(sum_of_warp(static_cast<float>(sum)));  // below 2^24: exact
+        if (4 * four >= width) return;
+        to[0] = high, to[1] = low;
+        if (lane_index() > 0) return;
+        totals[row * groups(width) + 4 * four / GROUP] = total;
+        scales[row * groups(width) + 4 * four / GROUP] = top * (1.0f / 32512.0f);
     }
 };
 
 // A lane's share of some activations. Lanes that have no row of the batch keep its zeros.
-constexpr int QUADS_AT_ONCE = smaller(QUADS, 4);
 struct Operands {
-    Word4 a[2][QUADS_AT_ONCE] = {};
+    Word4 a[2][PRODUCTS] = {};
 };
 
+// The sum of a unit's products for one row of the weights, that of a lane's upper operands and that of its lower ones.
+DEVICE float value_of(int upper, int lower, int zero, int total) {
+    return static_cast<float>(256 * upper + lower - zero * total);
+}
+
 // sums[r] += rows 2(l%4) + r of a unit, times row l/4 of the batch; the unit's chunks begin at `first` of `in`.
-// Under one scale and one zero of int4: scale * sum(code * a) + zero * sum(a).
-DEVICE void multiply(Weights weights, Activations& in, int first, Operands& operands, float (&sums)[2]) {
-    float d[2][4] = {};  // of each chunk: two chains of products
+DEVICE void multiply(const Weights& weights, Activations& in, int first, Operands& operands, float (&sums)[2]) {
+    Sum d[2][4] = {};  // of each chunk: two chains of products
+    const bool has_row = row_lane() < BATCH;
 #pragma unroll
-    for (int start = 0; start < QUADS; start += QUADS_AT_ONCE) {
+    for (int i = 0; i < 2; i++) {
+        const int chunk = first + 4 * i + chunk_lane();
+        const bool here = WHOLE_UNITS || chunk < in.width / VALUES;
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int chunk = first + 4 * i + chunk_lane();
-            const bool here = WHOLE_UNITS || chunk < in.width / VALUES;
-            if (!here) weights.chunks[i] = {};
-#pragma unroll
-            for (int quad = 0; quad < QUADS_AT_ONCE; quad++) {
-                if (row_lane() < BATCH) operands.a[i][quad] = here ? in.quad(row_lane(), chunk, start + quad) : Word4{};
-            }
-        }
-#pragma unroll
-        for (int quad = 0; quad < QUADS_AT_ONCE; quad++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                unsigned b[2];
-                unpack(weights.chunks[i], start + quad, b);
-                multiply_matrices(d[i], operands.a[i][quad], b[0], b[1]);
-            }
+        for (int product = 0; product < PRODUCTS; product++)
+            if (has_row) operands.a[i][product] = here ? in.share(row_lane(), chunk, product) : Word4{};
     }
-    if (BITS == 4) {
+#pragma unroll
+    for (int product = 0; product < PRODUCTS; product++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const int group = (first + 4 * i) * VALUES / GROUP;
-            if (!WHOLE_UNITS && group >= in.groups(in.width)) continue;
-            const float total = row_lane() < BATCH ? in.totals[row_lane() * in.groups(in.width) + group] : 0.0f;
-            const unsigned scales = weights.scales[i], zeros = weights.zeros[i];
-            sums[0] += (d[i][0] + d[i][2]) * as_float(scales << 16) + total * as_float(zeros << 16);
-            sums[1] += (d[i][1] + d[i][3]) * as_float(scales & 0xffff0000u) + total * as_float(zeros & 0xffff0000u);
+            unsigned b[2];
+            unpack(weights.chunks[i], product, b);
+            if (BITS == 16 && !WHOLE_UNITS && first + 4 * i + chunk_lane() >= in.width / VALUES) b[0] = b[1] = 0;
+            multiply_matrices(d[i], operands.a[i][product], b[0], b[1]);
         }
-    } else {
+    if (BITS == 16) {
         sums[0] += (d[0][0] + d[0][2]) + (d[1][0] + d[1][2]);
         sums[1] += (d[0][1] + d[0][3]) + (d[1][1] + d[1][3]);
+        return;
+    }
+    if (!has_row) return;
+    const int row = row_lane(), group = first * VALUES / GROUP;
+    if (BITS == 8) {  // a unit is a group
+        const int total = in.total(row, group);
+        const float scale = in.scale(row, group);
+        sums[0] += scale * value_of(d[0][0] + d[1][0], d[0][2] + d[1][2], 128, total);
+        sums[1] += scale * value_of(d[0][1] + d[1][1], d[0][3] + d[1][3], 128, total);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {  // scale * sum(code * a) + zero * sum(a)
+        if (!WHOLE_UNITS && group + i >= in.groups(in.width)) continue;
+        const int total = in.total(row, group + i);
+        const float scale = in.scale(row, group + i), all = static_cast<float>(total);
+        const unsigned scales = weights.scales[i], zeros = weights.zeros[i];
+        const float a = value_of(d[i][0], d[i][2], 8, total), b = value_of(d[i][1], d[i][3], 8, total);
+        sums[0] += scale * (a * as_float(scales << 16) + all * as_float(zeros << 16));
+        sums[1] += scale * (b * as_float(scales & 0xffff0000u) + all * as_float(zeros & 0xffff0000u));
     }
 }
 
