@@ -133,7 +133,10 @@ def build(shape: Shape, mutation: Mutation | None = None) -> Path:
     source = kernel_source()
     if mutation is not None:
         source = mutation.apply(source)
-    takes = " ".join(f"TAKES({kernel}, {a}, {b})" for kernel, (a, b) in KERNEL_PARAMETERS.items())
+    kernels = {
+        name: both for name, both in KERNEL_PARAMETERS.items() if shape.persistent or name != "step_kernel"
+    }
+    takes = " ".join(f"TAKES({kernel}, {a}, {b})" for kernel, (a, b) in kernels.items())
     constants = " ".join(f"IS({name})" for name in CONSTANTS)
     defines = shape.defines() | {"KERNELS": takes, "CONSTANTS": constants}
     parts = [f"#define {name} {value}" for name, value in defines.items()]

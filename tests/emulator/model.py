@@ -125,7 +125,14 @@ class Bench:
         batch = rows or next(bucket for bucket in (1, 2, 4, 8) if bucket >= live)
         shape = Shape.of(config, dtype, bits, batch)
         shape = dataclasses.replace(
-            shape, warps=2, attention_warps=2, chunks=3, ring=4, activation_kib=2, attend_warps=2
+            shape,
+            warps=2,
+            attention_warps=2,
+            chunks=3,
+            ring=4,
+            activation_kib=2,
+            attend_warps=2,
+            persistent=True,
         )
         weights = weights if weights is not None else random_weights(config)
         random = torch.Generator().manual_seed(seed)

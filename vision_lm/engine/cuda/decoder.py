@@ -64,7 +64,7 @@ class CudaDecoder:
             limits = Limits.of(device)
         self.config, self.device, self.dtype, self.bits = config, device, dtype, bits
         pages = -(-config.max_position_embeddings // PAGE)
-        shapes = _shapes(dataclasses.replace(Shape.of(config, dtype, bits), persistent=True), limits)
+        shapes = _shapes(Shape.of(config, dtype, bits), limits)
         built = [(shape, kernels(shape, device)) for shape in shapes]
         self.model = model = pack(config, weights, device, dtype, bits)
         self._buckets = [Bucket(shape, model, ready, pages, limits.blocks) for shape, ready in built]
@@ -108,10 +108,16 @@ def _shapes(one_row: Shape, limits: Limits) -> list[Shape]:
 
     The same warps in each: a LayerNorm's sums are theirs, and so a row's bits are any batch's.
     """
+
+    def fitting(like: Shape, rows: int) -> Shape:
+        # One kernel a step beat the chain on an H100; with more rows it runs out of registers.
+        shape = dataclasses.replace(like, batch=rows, persistent=rows == 1)
+        return shape.fitting(limits.blocks, limits.shared)
+
     for count in range(len(BUCKETS), 1, -1):
         try:
-            most = one_row.with_batch(BUCKETS[count - 1]).fitting(limits.blocks, limits.shared)
+            most = fitting(one_row, BUCKETS[count - 1])
         except CudaDecoderError:
             continue  # fewer rows need less
-        return [most.with_batch(rows).fitting(limits.blocks, limits.shared) for rows in BUCKETS[:count]]
-    return [one_row.fitting(limits.blocks, limits.shared)]
+        return [fitting(most, rows) for rows in BUCKETS[:count]]
+    return [fitting(one_row, 1)]

@@ -2,8 +2,9 @@
 
 constexpr int AFFINE_BYTES = 2 * HIDDEN * 4;  // gamma, beta
 constexpr int SCRATCH_BYTES = 2 * WARPS * BATCH * 4;
-constexpr int RAW_BYTES = BITS == 16 ? 0 : BATCH * HIDDEN * 4;  // of floating ones the values lie where they will be normed
-constexpr int NORM_BYTES = AFFINE_BYTES + Activations::bytes(HIDDEN) + SCRATCH_BYTES + RAW_BYTES;
+constexpr int NORM_BYTES = AFFINE_BYTES + Activations::bytes(HIDDEN) + SCRATCH_BYTES;
+// Where operands are floating the values lie in their places until they are normed, else after it all.
+constexpr int RAW_BYTES = BITS == 16 ? 0 : BATCH * HIDDEN * 4;
 constexpr int FOURS = (HIDDEN / 4 + STREAMERS - 1) / STREAMERS;  // of a row, to a thread
 constexpr int TOGETHER = smaller(BATCH, 4);                      // rows whose loads are in flight at once
 
@@ -42,7 +43,7 @@ DEVICE Activations normalise(const float* hidden, unsigned char* shared) {
     const float* affine = reinterpret_cast<const float*>(shared);
     Activations out(shared + AFFINE_BYTES, HIDDEN);
     float* scratch = reinterpret_cast<float*>(shared + AFFINE_BYTES + Activations::bytes(HIDDEN));
-    Float4* values = reinterpret_cast<Float4*>(scratch + SCRATCH_BYTES / 4);
+    Float4* values = reinterpret_cast<Float4*>(shared + NORM_BYTES);
     const auto raw = [&](int row, int four) -> Float4& {
         if (BITS == 16) return reinterpret_cast<Float4&>(out.share(row, four / PRODUCTS, four % PRODUCTS));
         return values[row * (HIDDEN / 4) + four];

@@ -4,6 +4,8 @@
 // One stream of weights goes through all layers: while a block waits for the others, or for its attention, its ring
 // fills with what comes next, and memory is never idle for longer than that takes.
 
+#if PERSISTENT  // beside many rows it would need more registers than there are
+
 struct Whole {
     Head head;
     Layer layers[LAYERS];
@@ -78,3 +80,5 @@ KERNEL(THREADS) step_kernel(PARAMETER(Whole) whole, PARAMETER(Step) step) {
         }
     }
 }
+
+#endif

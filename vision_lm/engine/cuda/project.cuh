@@ -1,7 +1,7 @@
 // K1: LayerNorm, then the rows of q, k, v and fc1, each finished where it is summed: bias, rotary embedding, the
 // cache's new key and value, gelu.
 
-constexpr int ROWS_BYTES = NORM_BYTES + ROW_SUMS_BYTES;  // of K1 and K3, after the ring
+constexpr int ROWS_BYTES = NORM_BYTES + larger(ROW_SUMS_BYTES, RAW_BYTES);  // of K1 and K3, after the ring
 constexpr int PROJECT_BYTES = RING_BYTES + ROWS_BYTES;
 
 // gelu_new: 0.5 x (1 + tanh(u)) is x - x / (exp(2u) + 1).

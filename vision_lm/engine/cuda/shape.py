@@ -17,7 +17,7 @@ ELEMENTS = {torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
 BUCKETS = (1, 2, 4, 8)  # rows a compiled step has
 PAGE = 16  # tokens of a cache page
 TILE = 8  # rows of a matrix that are multiplied together
-MOST_RING = 14  # units: more than memory's latency needs
+MOST_RING = {16: 14, 8: 11, 4: 11}  # units by bits of a weight: with more, an H100's step took longer
 SEGMENT = 256  # weights along a row that are summed before the sum is kept
 
 
@@ -127,10 +127,10 @@ class Shape:
     @property
     def project_bytes(self) -> int:  # of K1, and of K3
         scratch = 2 * self.warps * self.batch * 4
+        norm = 2 * self.hidden * 4 + self._activation_bytes(self.hidden) + scratch
         raw = 0 if self.bits == 16 else self.batch * self.hidden * 4
-        norm = 2 * self.hidden * 4 + self._activation_bytes(self.hidden) + scratch + raw
-        tiles = max(1, 16 // self.batch)
-        return self.ring_bytes + norm + 2 * self._sums_bytes(tiles, -(-self.hidden // SEGMENT))
+        sums = 2 * self._sums_bytes(max(1, 16 // self.batch), -(-self.hidden // SEGMENT))
+        return self.ring_bytes + norm + max(sums, raw)
 
     @property
     def _attention_bytes(self) -> int:  # of a warp
@@ -166,19 +166,20 @@ class Shape:
 
     def fitting(self, blocks: int, shared: int) -> Shape:
         """The same kernels with less in flight, where a block has only `shared` bytes of shared memory."""
-        warps = ((self.warps, self.attention_warps), (8, 2), (4, 2))
+        warps = ((self.warps, self.attention_warps, self.chunks), (8, 2, 4), (8, 2, 2), (4, 2, 2))
         attend_warps = min(24, shared // self._attention_bytes)
         smaller = [
             dataclasses.replace(
                 self,
                 warps=streaming,
                 attention_warps=attending,
+                chunks=chunks,
                 activation_kib=kib,
                 ring=ring,
                 attend_warps=attend_warps,
             )
-            for (streaming, attending), kib, ring in itertools.product(
-                warps, (64, 32, 16), range(MOST_RING if self.persistent else self.ring, 1, -1)
+            for (streaming, attending, chunks), kib, ring in itertools.product(
+                warps, (64, 32, 16), range(MOST_RING[self.bits] if self.persistent else self.ring, 1, -1)
             )
         ]
         if self.persistent:
@@ -189,7 +190,7 @@ class Shape:
             beside = [
                 one
                 for one in fitting
-                if (one.warps, one.attention_warps) == warps[0]
+                if (one.warps, one.attention_warps, one.chunks) == warps[0]
                 and one.ring >= 4
                 and one.project_bytes + one.mix_bytes(blocks) <= shared - 1024
             ]
@@ -224,6 +225,7 @@ class Shape:
             "WARPS": str(self.warps),
             "ATTENTION_WARPS": str(self.attention_warps),
             "CHUNKS": str(self.chunks),
+            "PERSISTENT": str(int(self.persistent)),
             "ATTEND_WARPS": str(self.attend_warps),
             "RING": str(self.ring),
             "ACTIVATION_BYTES": str(self.activation_kib * 1024),
