@@ -129,7 +129,7 @@ def test_a_build_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(core, "Program", None)  # nothing is compiled from here on
     assert build.build(shape, "sm_90a", tmp_path) == first
     with pytest.raises(CudaDecoderError):
-        build.build(shape.with_batch(2), "sm_90a", tmp_path)
+        build.build(dataclasses.replace(shape, batch=2), "sm_90a", tmp_path)
     kept.write_bytes(kept.read_bytes()[:-1])  # damaged: as if it were not there
     with pytest.raises(CudaDecoderError):
         build.build(shape, "sm_90a", tmp_path)

@@ -77,9 +77,6 @@ class Shape:
             batch=batch,
         )
 
-    def with_batch(self, batch: int) -> Shape:
-        return dataclasses.replace(self, batch=batch)
-
     @property
     def queries(self) -> int:
         return self.heads * self.head_dim
