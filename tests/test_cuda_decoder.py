@@ -13,7 +13,7 @@ from tests.emulator.model import PHI_1_5, PHI_2, Bench, as_stored, random_weight
 from vision_lm.config import TextConfig
 from vision_lm.engine import Engine, Generation, Limits, Prompt, TorchDecoder
 from vision_lm.engine.cuda.bucket import Draws, Rows
-from vision_lm.engine.cuda.decoder import CudaDecoder
+from vision_lm.engine.cuda.decoder import CudaDecoder, bucket_shapes
 from vision_lm.engine.cuda.decoder import Limits as GpuLimits
 from vision_lm.engine.cuda.errors import CudaDecoderError
 from vision_lm.engine.cuda.exchange import Found
@@ -197,10 +197,11 @@ def test_real_shapes_fit_the_gpus_they_are_for() -> None:
             GpuLimits(128, 99 << 10),
         ):  # H100, A100, RTX 4090
             for bits in (16, 8, 4):
-                for batch in (1, 2, 4):  # on the smallest, eight rows of phi-2 are two buckets' of four
-                    Shape.of(config, torch.bfloat16, bits, batch).fitting(limits.blocks, limits.shared)  # type: ignore[arg-type]
-                if limits.shared > 100 << 10:
-                    Shape.of(config, torch.bfloat16, bits, 8).fitting(limits.blocks, limits.shared)  # type: ignore[arg-type]
+                shapes = bucket_shapes(Shape.of(config, torch.bfloat16, bits), limits)  # type: ignore[arg-type]
+                # On the smallest, eight rows of phi-2 are two buckets' of four.
+                assert shapes[-1].batch >= (8 if limits.shared > 100 << 10 else 4)
+                warps = {(one.warps, one.attention_warps, one.chunks) for one in shapes}
+                assert len(warps) == 1, "a row's bits depend on them"
 
 
 def test_greedy_steps_need_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -25,6 +27,19 @@ def test_one_kernel_gives_the_bits_of_many(config: TextConfig, lengths: list[int
         live = slice(0, len(lengths))
         assert torch.equal(whole.inputs.logits[live], chain.inputs.logits[live])
         assert torch.equal(whole.inputs.next[live], chain.inputs.next[live])
+        whole.poison()
+
+
+def test_gamma_and_beta_come_even_where_a_warp_has_less_to_do_than_its_ring_holds() -> None:
+    chain, whole = (Bench.of(PHI_1_5, [37], bits=4, blocks=12) for _ in range(2))
+    for bench in (chain, whole):
+        bench.shape = dataclasses.replace(bench.shape, ring=11)
+    emulator = Emulator(chain.shape)
+    chain.run(emulator, chain.launches())
+    for seed in range(3):
+        whole.run(emulator, whole.launches(persistent=True), seed)
+        assert whole.inputs.logits is not None and chain.inputs.logits is not None
+        assert torch.equal(whole.inputs.logits, chain.inputs.logits)
         whole.poison()
 
 

@@ -54,3 +54,27 @@ def test_the_kernel_draws_what_choose_draws(ties: bool) -> None:
             assert int(found[row]) == token.id, SETTINGS[row]
             assert float(logprobs[row]) == pytest.approx(token.logprob, abs=1e-4)
             assert float(rivals[row]) == pytest.approx(token.rival, abs=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_of_what_is_no_number_nothing_is_drawn(wrong: float) -> None:
+    """Every setting meets a damaged row: no access goes astray, and the row stays one without a probability."""
+    vocab, rows = PHI_1_5.vocab_size, len(SETTINGS)
+    bench = Bench.of(PHI_1_5, [3] * rows)
+    emulator = Emulator(bench.shape)
+    samplings = [Sampling(max_tokens=1, **one) for one in SETTINGS]  # type: ignore[arg-type]
+    logits = torch.full((rows, vocab), wrong)
+    found, logprobs, rivals = (
+        torch.zeros(rows, dtype=torch.int64),
+        torch.full((rows,), wrong),
+        torch.zeros(rows),
+    )
+    settings = torch.tensor([[one.temperature, one.top_p, one.min_p, 0.5] for one in samplings])
+    top_k = torch.tensor([one.top_k or vocab for one in samplings], dtype=torch.int32)
+    parameters = (struct(logits, settings, top_k, found, logprobs, rivals), bench.launches()[0].parameters[1])
+    shared = emulator.constant("SAMPLE_BYTES")
+    launch = Launch("sample_kernel", rows, bench.shape.streamers, shared, parameters)
+    assert (
+        emulator.run([launch], Memory([logits, settings, top_k], [found, logprobs, rivals]), seed=1) is None
+    )
+    assert not logprobs.isfinite().any() and found.tolist() == [0] * rows

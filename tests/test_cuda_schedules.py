@@ -29,7 +29,7 @@ def test_every_schedule_gives_the_same_bits() -> None:
 
 
 BEFORE_BEST = (
-    "    Activations normed = normalise(step.hidden, shared);\n"
+    "    Activations normed = normalise(step.hidden, stream, shared);\n"
     "    float* sums = reinterpret_cast<float*>(shared + NORM_BYTES);\n    Best"
 )
 MUTANTS = [
@@ -123,7 +123,7 @@ MUTANTS = [
     ),
     Mutation("no bias in K1 and K3", "bias[r] = panel.matrix->bias[2 * pair + r];", "bias[r] = 0.0f;"),
     Mutation("no bias in K2", " + layer.dense.bias[out]", ""),
-    Mutation("gamma and beta are read before they came", "    wait_copies<RING - 1>();\n#pragma", "#pragma"),
+    Mutation("gamma and beta are read before they came", "    stream.wait_for_marked();\n", ""),
     Mutation("no rotation", "return {step.cosines[at], step.sines[at]};", "return {1.0f, 0.0f};"),
     Mutation("LayerNorm forgets beta", " + affine[HIDDEN + 4 * four + i]", ""),
 ]

@@ -125,8 +125,8 @@ class Engine:
             self.decoder.config.attention,
         )
         mailbox = Mailbox()
-        self._mailboxes[request] = mailbox
         with self._lock:
+            self._mailboxes[request] = mailbox
             self._arrived.append(request)
             self._idle.clear()
             self._worker.wake()
@@ -160,7 +160,7 @@ class Engine:
                 for request in arrived:
                     self.scheduler.add(request)
                 if not threading.main_thread().is_alive():  # Python exits
-                    self._cancelled.extend(self._mailboxes)
+                    self._cancelled.extend(list(self._mailboxes))
                 while self._cancelled:
                     self._finish(self._cancelled.popleft(), "cancelled")
                 if not self.scheduler.busy:

@@ -40,6 +40,11 @@ class KVCache:
         """Of the whole cache."""
         return self.memory.nbytes
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """What a CUDA graph that reads the cache depends on: where it is, and how many slots it has."""
+        return self.memory.data_ptr(), self.memory.shape[2]
+
     def slots(self, pages: Sequence[int], tokens: int) -> Tensor:
         """Where the first `tokens` tokens of a sequence with these pages are: (tokens,)."""
         return slots_of(torch.tensor(pages[: pages_for(tokens)], device=self.memory.device))[:tokens]

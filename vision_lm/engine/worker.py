@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+log = logging.getLogger(__name__)
 Owner = TypeVar("Owner")
 
 
@@ -49,5 +51,8 @@ def _serve(calls: SimpleQueue[bool], reference: weakref.ref[Owner], work: Callab
         owner = reference()
         if owner is None:
             return
-        work(owner)
+        try:
+            work(owner)
+        except Exception:  # whoever wakes it next must find it there
+            log.exception("the engine's thread goes on after a fault")
         del owner  # or it would live for as long as the thread sleeps

@@ -88,7 +88,7 @@ class Bucket:
             self._exchange.give()
 
         self._exchange.fill(rows.ids, rows.lengths, rows.pages)
-        self._graphs.run((kind, cache.memory.data_ptr()), step)
+        self._graphs.run((kind, *cache.key), step)
         self._exchange.started()
 
     def _launches(self, kind: Kind, cache: KVCache) -> list[Launch]:

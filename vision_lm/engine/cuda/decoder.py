@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,7 +20,7 @@ from vision_lm.engine.cuda.large import LargeBatch
 from vision_lm.engine.cuda.launch import Kernels
 from vision_lm.engine.cuda.pack import pack
 from vision_lm.engine.cuda.prefill import Prefill
-from vision_lm.engine.cuda.shape import BUCKETS, PAGE, Bits, Shape
+from vision_lm.engine.cuda.shape import BUCKETS, PAGE, WARPS, Bits, Shape
 from vision_lm.engine.kv_cache import KVCache
 
 LARGE = 16  # rows from which cuBLAS reads a 16-bit weight no more often than it must
@@ -64,7 +66,7 @@ class CudaDecoder:
             limits = Limits.of(device)
         self.config, self.device, self.dtype, self.bits = config, device, dtype, bits
         pages = -(-config.max_position_embeddings // PAGE)
-        shapes = _shapes(Shape.of(config, dtype, bits), limits)
+        shapes = bucket_shapes(Shape.of(config, dtype, bits), limits)
         built = [(shape, kernels(shape, device)) for shape in shapes]
         self.model = model = pack(config, weights, device, dtype, bits)
         self._buckets = [Bucket(shape, model, ready, pages, limits.blocks) for shape, ready in built]
@@ -103,21 +105,15 @@ class CudaDecoder:
         return [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
 
 
-def _shapes(one_row: Shape, limits: Limits) -> list[Shape]:
-    """The shapes of all buckets that this GPU has the memory for.
+def bucket_shapes(one_row: Shape, limits: Limits) -> list[Shape]:
+    """The shapes of all buckets that this GPU has the memory for, with the same warps: a row's bits depend on them."""
 
-    The same warps in each: a LayerNorm's sums are theirs, and so a row's bits are any batch's.
-    """
-
-    def fitting(like: Shape, rows: int) -> Shape:
+    def fitting(rows: int, choice: tuple[int, int, int]) -> Shape:
         # One kernel a step beat the chain on an H100; with more rows it runs out of registers.
-        shape = dataclasses.replace(like, batch=rows, persistent=rows == 1)
-        return shape.fitting(limits.blocks, limits.shared)
+        shape = dataclasses.replace(one_row, batch=rows, persistent=rows == 1)
+        return shape.fitting(limits.blocks, limits.shared, (choice,))
 
-    for count in range(len(BUCKETS), 1, -1):
-        try:
-            most = fitting(one_row, BUCKETS[count - 1])
-        except CudaDecoderError:
-            continue  # fewer rows need less
-        return [fitting(most, rows) for rows in BUCKETS[:count]]
-    return [fitting(one_row, 1)]
+    for count, choice in itertools.product(range(len(BUCKETS), 0, -1), WARPS):
+        with contextlib.suppress(CudaDecoderError):  # fewer rows need less
+            return [fitting(rows, choice) for rows in BUCKETS[:count]]
+    return [fitting(1, WARPS[-1])]  # raises

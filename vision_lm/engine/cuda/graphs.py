@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
+
+Output = TypeVar("Output")
+_CAPTURING = threading.Lock()  # torch captures on one stream, the whole process's
+
+
+def capture(
+    device: torch.device, work: Callable[[], Output], pool: Any = None
+) -> tuple[torch.cuda.CUDAGraph, Output]:
+    """A graph of `work`, which must have run once, and what it gave. Other threads go on with their own work meanwhile."""
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    before.synchronize()
+    try:
+        with (
+            _CAPTURING,
+            torch.cuda.device(device),
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
+            output = work()
+    finally:
+        torch.cuda.set_stream(before)  # which torch forgets when a capture fails
+    return graph, output
 
 
 class Graphs:
@@ -20,9 +43,5 @@ class Graphs:
             return work()
         if key not in self._graphs:
             work()  # loads kernels and chooses algorithms, which capturing must not
-            torch.cuda.current_stream(self._device).synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.device(self._device), torch.cuda.graph(graph):
-                work()
-            self._graphs[key] = graph
+            self._graphs[key], _ = capture(self._device, work)
         self._graphs[key].replay()

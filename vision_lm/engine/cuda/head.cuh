@@ -64,7 +64,7 @@ DEVICE RowPlan head_plan(const Head& head) { return RowPlan(head.head, VOCAB); }
 template <class Stream, class Wait>
 DEVICE void choose(const Head& head, const Step& step, Stream& stream, unsigned char* shared, Wait wait) {
     wait();
-    Activations normed = normalise(step.hidden, shared);
+    Activations normed = normalise(step.hidden, stream, shared);
     float* sums = reinterpret_cast<float*>(shared + NORM_BYTES);
     Best best{0.0f, 0.0f, 0};
     const auto nothing = [](const End&) { return 0; };

@@ -82,7 +82,7 @@ class LargeBatch:
             [*part, *[part[0]] * (size - len(rows))] for part in (rows.ids, rows.lengths, rows.pages)
         )
         memory.exchange.fill(ids, lengths, pages)
-        self._graphs.run((kind, size, cache.memory.data_ptr()), step)
+        self._graphs.run((kind, size, *cache.key), step)
         memory.exchange.started()
 
     def _choose(self, memory: Memory) -> None:

@@ -38,8 +38,9 @@ DEVICE void sum_of_streamers(float (&values)[BATCH], float* scratch) {
     }
 }
 
-// hidden (BATCH, HIDDEN) -> normed activations. The ring's RING - 1 units were asked for after gamma and beta.
-DEVICE Activations normalise(const float* hidden, unsigned char* shared) {
+// hidden (BATCH, HIDDEN) -> normed activations. gamma and beta were asked for before the stream was marked, or began.
+template <class Stream>
+DEVICE Activations normalise(const float* hidden, const Stream& stream, unsigned char* shared) {
     const float* affine = reinterpret_cast<const float*>(shared);
     Activations out(shared + AFFINE_BYTES, HIDDEN);
     float* scratch = reinterpret_cast<float*>(shared + AFFINE_BYTES + Activations::bytes(HIDDEN));
@@ -82,7 +83,7 @@ DEVICE Activations normalise(const float* hidden, unsigned char* shared) {
         }
     }
     sum_of_streamers(deviation, scratch + WARPS * BATCH);
-    wait_copies<RING - 1>();
+    stream.wait_for_marked();
 #pragma unroll
     for (int row = 0; row < BATCH; row++) {
         const float scale = inverse_sqrt(deviation[row] / HIDDEN + NORM_EPS);

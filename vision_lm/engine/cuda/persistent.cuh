@@ -65,6 +65,7 @@ KERNEL(THREADS) step_kernel(PARAMETER(Whole) whole, PARAMETER(Step) step) {
             barrier.arrive();
             ask_for_affine(last ? whole.head.gamma : whole.layers[number + 1].gamma,
                            last ? whole.head.beta : whole.layers[number + 1].beta, affine);
+            stream.mark();
             mix_rows(layer, step, stream, rows, wait);
             barrier.arrive();
         }

@@ -51,7 +51,7 @@ class Prefill:
         embeddings = F.pad(embeddings, (0, 0, 0, size - chunk.count))  # (size, Dt)
         last = slots.new_full((wanted,), chunk.count - 1)
         padded = Chunk(chunk.start, size, slots, chunk.complete, chunk.prefix)
-        key = (chunk.start, size, chunk.prefix, wanted, cache.memory.data_ptr())
+        key = (chunk.start, size, chunk.prefix, wanted, *cache.key)
 
         def work(embeddings: Tensor, last: Tensor, slots: Tensor) -> Tensor:
             return self._logits([padded], cache, embeddings, last, slots)

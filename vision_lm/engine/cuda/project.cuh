@@ -68,7 +68,7 @@ DEVICE void project(const Layer& layer, const Step& step, Stream& stream, unsign
             if (i == HEADS_DONE || i >= ARRIVED) store(step.counters + i, 0u);
     const int row = thread_index() / (TILE / 2) % BATCH, length = step.lengths[row];
     const Finish finish{layer, step, length, length < 0 ? 0 : place_of(step, row, length, 0)};
-    Activations normed = normalise(step.hidden, shared);
+    Activations normed = normalise(step.hidden, stream, shared);
     let_successor_start();  // not before: its weights would stand before the residual in the queue to memory
     float* sums = reinterpret_cast<float*>(shared + NORM_BYTES);
     multiply_rows(into_plan(layer), stream, normed, sums, [&](const End& end) { return finish.prepare(end); }, finish);

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vision_lm.engine.cuda.graphs import capture
+
 log = logging.getLogger(__name__)
 
 
@@ -74,10 +76,5 @@ class RecentGraphs:
     def _capture(self, work: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Captured:
         kept = tuple(one.clone() for one in inputs)
         work(*kept)  # loads kernels and chooses algorithms, which capturing must not
-        torch.cuda.current_stream(self._device).synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads go on with their own work meanwhile.
-        capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
-        with torch.cuda.device(self._device), capture:
-            output = work(*kept)
+        graph, output = capture(self._device, lambda: work(*kept), self._pool)
         return Captured(graph, kept, output)

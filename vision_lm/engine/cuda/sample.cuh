@@ -129,6 +129,8 @@ KERNEL(STREAMERS) sample_kernel(PARAMETER(Sampler) sampler, PARAMETER(Step) step
     const float temperature = sampler.settings[4 * row], top_p = sampler.settings[4 * row + 1];
     const float min_p = sampler.settings[4 * row + 2], uniform = sampler.settings[4 * row + 3];
     if (step.lengths[row] < 0 || temperature == 0.0f) return;
+    const float known = sampler.logprobs[row];
+    if (!(known - known == 0.0f)) return;  // of what is no number nothing can be drawn
     unsigned char* shared = shared_memory();
     Draw draw;
     draw.logits = sampler.logits + static_cast<long long>(row) * VOCAB;

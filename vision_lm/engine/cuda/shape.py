@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ BUCKETS = (1, 2, 4, 8)  # rows a compiled step has
 PAGE = 16  # tokens of a cache page
 TILE = 8  # rows of a matrix that are multiplied together
 MOST_RING = {16: 14, 8: 11, 4: 11}  # units by bits of a weight: with more, an H100's step took longer
+# Streaming warps, attention warps, and chunks of 32 tokens of an attention item: what a row's bits depend on.
+WARPS = ((8, 4, 6), (8, 2, 4), (8, 2, 2), (4, 2, 2))
 SEGMENT = 256  # weights along a row that are summed before the sum is kept
 
 
@@ -161,9 +164,12 @@ class Shape:
         rows = max(self.project_bytes - self.ring_bytes - affine, self._mix_rows_bytes(blocks))
         return self.ring_bytes + affine + rows + self._attenders_bytes
 
-    def fitting(self, blocks: int, shared: int) -> Shape:
-        """The same kernels with less in flight, where a block has only `shared` bytes of shared memory."""
-        warps = ((self.warps, self.attention_warps, self.chunks), (8, 2, 4), (8, 2, 2), (4, 2, 2))
+    def fitting(self, blocks: int, shared: int, choices: Sequence[tuple[int, int, int]] = ()) -> Shape:
+        """The same kernels with less in flight, where a block has only `shared` bytes of shared memory.
+
+        `choices` of WARPS; without any its own, then smaller ones. Raises CudaDecoderError.
+        """
+        warps = choices or ((self.warps, self.attention_warps, self.chunks), *WARPS[1:])
         attend_warps = min(24, shared // self._attention_bytes)
         smaller = [
             dataclasses.replace(

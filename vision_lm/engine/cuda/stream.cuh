@@ -36,11 +36,21 @@ struct Stream {
     unsigned char* ring;  // this lane's place in it
     int asked, taken;     // slots, of the next unit to ask for and to take
     bool started;
+    int groups;           // of copies, since `mark`
     Weights ready;        // taken already
 
-    DEVICE Stream(const Cursor& first) : ahead(first), units(0), asked(0), taken(0), started(false) {
+    DEVICE Stream(const Cursor& first) : ahead(first), units(0), asked(0), taken(0), started(false), groups(0) {
         ring = shared_memory() + warp_index() * RING_BYTES_OF_WARP + lane_index() * 16;
         for (int i = 0; i < RING - 1; i++) ask();
+    }
+
+    // Waits for what was copied before the stream began, or before the last `mark`.
+    DEVICE void mark() { groups = 0; }
+    DEVICE void wait_for_marked() const {
+        if (groups >= RING - 1)
+            wait_copies<RING - 1>();
+        else
+            wait_copies<0>();  // a warp with little to do in between
     }
 
     DEVICE unsigned* scales_at(int slot) {  // eight lanes fetch them, for the others as well
@@ -72,6 +82,7 @@ struct Stream {
             if (!WHOLE_UNITS) chunks_left -= UNIT_CHUNKS, groups_left -= GROUPS_OF_UNIT;
         }
         commit_copies();  // an empty group too: waiting counts groups
+        groups++;
         asked = asked == RING - 1 ? 0 : asked + 1;
     }
     // The next unit into registers. What lies beyond the end of a row, or of all rows, is garbage.
