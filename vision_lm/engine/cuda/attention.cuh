@@ -54,6 +54,14 @@ struct Partial {
         maximum = top, sum = sum * mine + other.sum * theirs;
         for (int d = 0; d < LANE_DIMS; d++) out[d] = out[d] * mine + other.out[d] * theirs;
     }
+    template <class Load>
+    DEVICE static Partial read(const float* part, Load from) {
+        Partial its;
+        its.maximum = from(part + HEAD_DIM), its.sum = from(part + HEAD_DIM + 1);
+        for (int d = 0; d < LANE_DIMS; d++)
+            if (lane_index() + d * LANES < HEAD_DIM) its.out[d] = from(part + lane_index() + d * LANES);
+        return its;
+    }
     template <class Store>
     DEVICE void save(float* part, Store to) const {
         for (int d = 0; d < LANE_DIMS; d++)
@@ -62,38 +70,25 @@ struct Partial {
     }
 };
 
-// Four neighbouring values of what a head attended to.
-DEVICE Float4 attended_four(const Step& step, const Item& item, int four) {
-    constexpr int AT_ONCE = 4;  // loads of parts in flight
-    const int splits = item.splits;
-    float maximum = -1e30f, sum = 0.0f;
-    Float4 out = {};
-    for (int first = 0; first < splits; first += AT_ONCE) {
-        Float4 x[AT_ONCE], tops[AT_ONCE];
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const float* part = part_of(step, item.row, item.head, smaller(first + i, splits - 1));
-            x[i] = load_fresh4(part + 4 * four), tops[i] = load_fresh4(part + HEAD_DIM);
-        }
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            if (first + i >= splits) continue;
-            const float top = larger(maximum, tops[i].x[0]);
-            const float mine = exp2_fast(maximum - top), theirs = exp2_fast(tops[i].x[0] - top);
-            maximum = top, sum = sum * mine + tops[i].x[1] * theirs;
-            for (int v = 0; v < 4; v++) out.x[v] = out.x[v] * mine + x[i].x[v] * theirs;
-        }
-    }
-    for (int v = 0; v < 4; v++) out.x[v] /= sum;
-    return out;
-}
-
 // A head's parts, in the order of their tokens: put(place of its row's QUERIES, value).
 template <class Put>
 DEVICE void join_parts(const Step& step, const Item& item, Put put) {
-    for (int four = lane_index(); four < HEAD_DIM / 4; four += LANES) {
-        const Float4 x = attended_four(step, item, four);
-        for (int v = 0; v < 4; v++) put(item.head * HEAD_DIM + 4 * four + v, x.x[v]);
+    constexpr int AT_ONCE = 4;  // parts whose loads are in flight
+    Partial whole;
+    for (int first = 0; first < item.splits; first += AT_ONCE) {
+        Partial its[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const float* part = part_of(step, item.row, item.head, smaller(first + i, item.splits - 1));
+            its[i] = Partial::read(part, [](const float* from) { return load_fresh(from); });
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (first + i < item.splits) whole.add(its[i]);
+    }
+    for (int d = 0; d < LANE_DIMS; d++) {
+        const int dim = lane_index() + d * LANES;
+        if (dim < HEAD_DIM) put(item.head * HEAD_DIM + dim, whole.out[d] / whole.sum);
     }
 }
 
@@ -192,14 +187,8 @@ DEVICE void attend_together(const Layer& layer, const Step& step, unsigned char*
         sync_attenders();
         if (warp == 0) {
             Partial whole;
-            for (int other = 0; other < ATTENTION_WARPS; other++) {
-                const float* from = mine + other * PART;
-                Partial its;
-                its.maximum = from[HEAD_DIM], its.sum = from[HEAD_DIM + 1];
-                for (int d = 0; d < LANE_DIMS; d++)
-                    if (lane_index() + d * LANES < HEAD_DIM) its.out[d] = from[lane_index() + d * LANES];
-                whole.add(its);
-            }
+            for (int other = 0; other < ATTENTION_WARPS; other++)
+                whole.add(Partial::read(mine + other * PART, [](const float* from) { return *from; }));
             whole.save(part_of(step, item.row, item.head, item.split), [](float* to, float value) { store(to, value); });
             sync_warp();  // before lane 0 releases them
             unsigned arrived = 0;

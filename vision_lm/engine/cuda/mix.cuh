@@ -4,10 +4,10 @@
 // when the last head is done. Its rows are cut into panels along K, so that a panel's activations fit in shared memory.
 
 constexpr int MOST_SEGMENTS = larger(segments(FFN), segments(QUERIES));
-constexpr int PANEL_SEGMENTS = smaller(MOST_SEGMENTS, larger(1, ACTIVATION_BYTES / (256 * 4 * BATCH)));
+constexpr int PANEL_SEGMENTS = smaller(MOST_SEGMENTS, larger(1, ACTIVATION_BYTES / (SEGMENT * 4 * BATCH)));
 constexpr int FFN_PANELS = (segments(FFN) + PANEL_SEGMENTS - 1) / PANEL_SEGMENTS;
 constexpr int PANELS = FFN_PANELS + (segments(QUERIES) + PANEL_SEGMENTS - 1) / PANEL_SEGMENTS;
-constexpr int PANEL_BYTES = Activations::bytes(PANEL_SEGMENTS * 256);
+constexpr int PANEL_BYTES = Activations::bytes(PANEL_SEGMENTS * SEGMENT);
 constexpr int MIX_BYTES = RING_BYTES + ATTENTION_BYTES + PANEL_BYTES;  // and mix_sums_bytes of the most tiles of a block
 constexpr int STAGED = 8;  // loads of a thread in flight at once
 
@@ -34,7 +34,9 @@ using MixCursor = PanelCursor<MixPlan>;
 
 // A panel's part of the activations (BATCH, width).
 DEVICE Activations stage(const float* source, const Panel& panel, unsigned char* shared) {
-    const int from = panel.first * 64, count = smaller(panel.segments * 64, panel.width / 4 - from);
+    constexpr int FOURS_OF_SEGMENT = SEGMENT / 4;
+    const int from = panel.first * FOURS_OF_SEGMENT;
+    const int count = smaller(panel.segments * FOURS_OF_SEGMENT, panel.width / 4 - from);
     Activations out(shared, 4 * count);
     for (int row = 0; row < BATCH; row++)
         for (int first = 0; first < count; first += STAGED * STREAMERS) {

@@ -13,7 +13,8 @@ constexpr int SHARE = BITS == 16 ? 4 : 8;                      // weights of a l
 constexpr int PRODUCTS = VALUES / SHARE;                       // that a chunk takes
 constexpr int TILE = 8;                                        // rows of a matrix that are multiplied together
 constexpr int UNIT_CHUNKS = 8;                                 // of each row in a unit: 128 bytes
-constexpr int SEGMENT_UNITS = 256 / (UNIT_CHUNKS * VALUES);    // that are summed before the sum is kept
+constexpr int SEGMENT = 256;                                   // weights of a row that are summed before the sum is kept
+constexpr int SEGMENT_UNITS = SEGMENT / (UNIT_CHUNKS * VALUES);
 constexpr int GROUP = 128;                                     // weights of a row under one scale of int4, and activations of integers
 constexpr float LOG2E = 1.44269504088896f;
 
@@ -23,7 +24,7 @@ static_assert(HIDDEN % VALUES == 0 && FFN % VALUES == 0 && QUERIES % VALUES == 0
 // No row ends within a unit, so that nothing needs to be masked.
 constexpr bool WHOLE_UNITS = HIDDEN % (UNIT_CHUNKS * VALUES) == 0 && FFN % (UNIT_CHUNKS * VALUES) == 0 &&
                              QUERIES % (UNIT_CHUNKS * VALUES) == 0;
-constexpr bool WHOLE_SEGMENTS = HIDDEN % 256 == 0 && FFN % 256 == 0 && QUERIES % 256 == 0;
+constexpr bool WHOLE_SEGMENTS = HIDDEN % SEGMENT == 0 && FFN % SEGMENT == 0 && QUERIES % SEGMENT == 0;
 static_assert(INTO_ROWS % TILE == 0 && HIDDEN % TILE == 0, "rows are whole tiles");
 static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 128 && ROTARY % 2 == 0 && ROTARY <= HEAD_DIM, "head layout");
 

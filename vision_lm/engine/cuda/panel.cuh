@@ -1,7 +1,7 @@
 // How a block's share of a matrix is cut up, and its sums.
 //
 // A block owns every grid_blocks()-th tile. It goes through them in panels: some of its tiles, over some of K. Within
-// a panel the segments, 256 weights of each row of a tile, are shared out evenly among the streaming warps; each is
+// a panel the segments, SEGMENT weights of each row of a tile, are shared out evenly among the streaming warps; each is
 // summed by one warp and kept, and segments meet in the order of K. So neither the batch, nor the number of blocks or
 // warps, nor how panels are cut, changes a bit of a row.
 

@@ -197,11 +197,11 @@ class Shape:
                 and one.ring >= 4
                 and one.project_bytes + one.mix_bytes(blocks) <= shared - 1024
             ]
-        for one in (*beside, *fitting):
-            return one
-        raise CudaDecoderError(
-            f"a GPU of {shared >> 10} KiB of shared memory is too small for {self.batch} rows"
-        )
+        if not fitting:
+            raise CudaDecoderError(
+                f"a GPU of {shared >> 10} KiB of shared memory is too small for {self.batch} rows"
+            )
+        return (beside or fitting)[0]
 
     def part_floats(self, pages: int, rows: int) -> int:
         """Attention's intermediate results for block tables of so many pages."""

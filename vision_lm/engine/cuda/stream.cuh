@@ -44,9 +44,8 @@ struct Stream {
         for (int i = 0; i < RING - 1; i++) ask();
     }
 
-    // Waits for what was copied before the stream began, or before the last `mark`.
     DEVICE void mark() { groups = 0; }
-    DEVICE void wait_for_marked() const {
+    DEVICE void wait_for_marked() const {  // for what was copied before the last mark, or before the stream began
         if (groups >= RING - 1)
             wait_copies<RING - 1>();
         else
@@ -78,7 +77,8 @@ struct Stream {
             if (WHOLE_UNITS || chunks_left > 4) copy_async16(ring + asked * SLOT_BYTES + LANES * 16, rows + 4 * 16);
             if (BITS == 4 && row_lane() < GROUPS_OF_UNIT && (WHOLE_UNITS || groups_left > 0))
                 copy_async8(scales_at(asked), scales);
-            rows += UNIT_CHUNKS * 16, scales += GROUPS_OF_UNIT * 8, units--;
+            rows += UNIT_CHUNKS * 16, units--;
+            if (BITS == 4) scales += GROUPS_OF_UNIT * 8;
             if (!WHOLE_UNITS) chunks_left -= UNIT_CHUNKS, groups_left -= GROUPS_OF_UNIT;
         }
         commit_copies();  // an empty group too: waiting counts groups
@@ -98,12 +98,11 @@ struct Stream {
         }
         taken = taken == RING - 1 ? 0 : taken + 1;
     }
-    // The unit whose turn it is, while the one after it comes into registers. Before the first, call start().
-    DEVICE void start() {
+    DEVICE void start() {  // before the first take
         if (!started) fetch();
         started = true;
     }
-    DEVICE Weights take() {
+    DEVICE Weights take() {  // the unit whose turn it is, while the one after it comes into registers
         const Weights now = ready;
         ask();  // into the slot whose words are in `now`
         fetch();
