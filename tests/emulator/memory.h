@@ -87,19 +87,10 @@ template <class T>
 void add_shared(T* shared, T value) {
     *shared += value;
 }
-inline unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) {
-    const unsigned long long bytes = (static_cast<unsigned long long>(high) << 32) | low;
-    unsigned result = 0;
-    for (int i = 0; i < 4; i++)
-        result |= static_cast<unsigned>((bytes >> (8 * ((selector >> (4 * i)) & 7))) & 255) << (8 * i);
-    return result;
-}
 inline float exp2_fast(float x) { return __builtin_exp2f(x); }
 inline float log2_fast(float x) { return __builtin_log2f(x); }
 inline float reciprocal_fast(float x) { return 1.0f / x; }
 inline float inverse_sqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
-
-// ---- Products of matrices, in the lane layout of vision_lm/engine/cuda/memory.cuh ----
 
 struct Brain {  // bfloat16
     static float to_float(unsigned short bits) { return as_float(static_cast<unsigned>(bits) << 16); }
@@ -122,22 +113,26 @@ struct Half {  // float16
         return bits;
     }
 };
-template <class Format>
-unsigned pack(float low, float high) {
-    return Format::from(low) | static_cast<unsigned>(Format::from(high)) << 16;
-}
-#if BITS == 16
+struct Element {
+    unsigned short bits;
+};
 #if defined(ELEMENT_BFLOAT16)
-using Operand = Brain;
+using Stored = Brain;
 #else
-using Operand = Half;
+using Stored = Half;
 #endif
-inline float low_operand(unsigned word) { return Operand::to_float(static_cast<unsigned short>(word)); }
-inline float high_operand(unsigned word) { return Operand::to_float(static_cast<unsigned short>(word >> 16)); }
-inline unsigned operands(float low, float high) { return pack<Operand>(low, high); }
+inline float low_half(unsigned word) { return Stored::to_float(static_cast<unsigned short>(word)); }
+inline float high_half(unsigned word) { return Stored::to_float(static_cast<unsigned short>(word >> 16)); }
+inline Element to_element(float x) { return {Stored::from(x)}; }
+inline float to_float(Element e) { return low_half(e.bits); }
+
+// ---- Products of matrices, in the lane layout of vision_lm/engine/cuda/memory.cuh ----
+
+#if BITS == 16
+inline unsigned operands(float low, float high) { return to_element(low).bits | static_cast<unsigned>(to_element(high).bits) << 16; }
 typedef float Sum;
 constexpr int OPERANDS_OF_WORD = 2;
-inline double left_operand(unsigned word, int which) { return which ? high_operand(word) : low_operand(word); }
+inline double left_operand(unsigned word, int which) { return which ? high_half(word) : low_half(word); }
 inline double right_operand(unsigned word, int which) { return left_operand(word, which); }
 #else
 typedef int Sum;
@@ -161,16 +156,3 @@ inline void multiply_matrices(Sum (&d)[4], const Word4& a, unsigned b0, unsigned
     }
 }
 inline int to_nearest(float x) { return x == x ? static_cast<int>(__builtin_rintf(x)) : 0; }
-
-struct Element {
-    unsigned short bits;
-};
-#if defined(ELEMENT_BFLOAT16)
-using Stored = Brain;
-#else
-using Stored = Half;
-#endif
-inline float low_half(unsigned word) { return Stored::to_float(static_cast<unsigned short>(word)); }
-inline float high_half(unsigned word) { return Stored::to_float(static_cast<unsigned short>(word >> 16)); }
-inline Element to_element(float x) { return {Stored::from(x)}; }
-inline float to_float(Element e) { return low_half(e.bits); }

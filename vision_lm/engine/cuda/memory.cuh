@@ -120,7 +120,6 @@ DEVICE void let_successor_start() {
 
 DEVICE float as_float(unsigned bits) { return __uint_as_float(bits); }
 DEVICE unsigned as_bits(float x) { return __float_as_uint(x); }
-DEVICE unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) { return __byte_perm(low, high, selector); }
 DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -146,16 +145,8 @@ DEVICE float inverse_sqrt(float x) { return rsqrtf(x); }
 #if BITS == 16
 #if defined(ELEMENT_BFLOAT16)
 #define OPERAND "bf16"
-DEVICE float low_operand(unsigned word) { return as_float(word << 16); }
-DEVICE float high_operand(unsigned word) { return as_float(word & 0xffff0000u); }
 #else
 #define OPERAND "f16"
-DEVICE float low_operand(unsigned word) {
-    float y;
-    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low; }" : "=f"(y) : "r"(word));
-    return y;
-}
-DEVICE float high_operand(unsigned word) { return low_operand(word >> 16); }
 #endif
 DEVICE unsigned operands(float low, float high) {  // two in a word
     unsigned word;

@@ -156,7 +156,7 @@ struct Activations {
             if (4 * four >= width) return;
             for (int i = 0; i < 2; i++) {
                 to[2 * i] = operands(x.x[2 * i], x.x[2 * i + 1]);
-                to[2 * i + 1] = operands(x.x[2 * i] - low_operand(to[2 * i]), x.x[2 * i + 1] - high_operand(to[2 * i]));
+                to[2 * i + 1] = operands(x.x[2 * i] - low_half(to[2 * i]), x.x[2 * i + 1] - high_half(to[2 * i]));
             }
 #endif
             return;
