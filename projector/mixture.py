@@ -26,7 +26,7 @@ class Part:
         """How many samples, and a short hash of what they show and say."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            words = [text for turn in sample.turns for text in (turn.question, turn.answer)]
+            words = [text for turn in sample.turns for text in (turn.question, turn.answer, turn.points)]
             digest.update(repr((*map(str, sample.images), sample.linked, *words)).encode("utf-8", "replace"))
         return f"{len(self.samples):,} samples, {digest.hexdigest()[:12]}"
 

@@ -73,7 +73,7 @@ def pack_sample(sample: Sample, prompts: PromptBuilder, max_tokens: int) -> Row:
             question = prompts.question_ids(Turn(turn.question))
         else:
             question = prompts.question_ids(Turn(turn.question, sample.images), first=True)[len(prefix) :]
-        answer = prompts.answer_ids(turn.answer)
+        answer = prompts.answer_ids(turn.answer, turn.points)
         turn_ids = question + answer
         needed = turn_ids if len(ids) > len(prefix) else question
         if len(ids) + len(needed) > max_tokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from vision_lm.config import Config, ProjectorConfig, PromptConfig, TextConfig, 
 from vision_lm.encoder import ImageEncoder, feature_width
 from vision_lm.model import VisionLM
 from vision_lm.phi import build_phi
+from vision_lm.pointing import Point
 from vision_lm.prompts import PromptBuilder, Turn
 
 SENTENCES = [
@@ -83,14 +85,16 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(noise.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
 
 
-def scripted(checkpoint: Checkpoint, script: str, *, endless: bool = False) -> Checkpoint:
+def scripted(
+    checkpoint: Checkpoint, script: str, *, endless: bool = False, points: Sequence[Point] = ()
+) -> Checkpoint:
     """The same model, doctored to answer anything with `script` and to stop, or with `endless` to begin it anew.
 
     Attention and MLP add nothing, so each token alone decides the next one; none may stand in the script twice.
     """
     prompts = PromptBuilder(checkpoint.tokenizer, checkpoint.config.prompt, 0)
     first = prompts.question_ids(Turn("?"))[-1]
-    ids = prompts.encode(script)
+    ids = prompts.answer_ids(script, points)[:-1] if points else prompts.encode(script)
     chain = [first, *ids, ids[0] if endless else checkpoint.config.prompt.eos_token_id]
     assert len(set(chain[:-1])) == len(chain) - 1, "a token stands in the script twice"
     tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}

@@ -7,9 +7,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from vision_lm.captions import cut_caption, sentences_end
-from vision_lm.config import Calibration
+from vision_lm.config import Calibration, PointConfig
 from vision_lm.engine import Generation, Token
 from vision_lm.engine.stopping import FinishReason
+from vision_lm.pointing import Point, is_point, points_of
 
 UNSUPPORTED = 0.5  # below: the picture does not make a named thing likely
 
@@ -42,12 +43,16 @@ class Answer:
     text: str
     confidence: float  # 0 to 1, calibrated: see `confidence`
     finish_reason: FinishReason  # "stop", "length", "repetition" or "cancelled"
-    tokens: tuple[int, ...]  # those that the text is made of; a full stop added to a caption has none
+    # Those that the text is made of, and those that point; a full stop added to a caption has none.
+    tokens: tuple[int, ...]
     token_logprobs: tuple[float, ...]  # natural logarithms, one for each token
     # With the option `top_logprobs`: for each token the likeliest ids at its place, with their logarithms.
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     # The answer is less sure than the checkpoint's threshold, chosen on held-out questions: better say "I do not know".
     unanswerable: bool = False
+    points: tuple[
+        Point, ...
+    ] = ()  # where in the picture it points, if the checkpoint can: see `vision_lm.pointing`
     support: tuple[Support, ...] | None = None  # of what a caption names, where it was asked for
     # Of a checked caption: what it first named and does not say any more. Tokens and confidence are those of the first text.
     unconfirmed: tuple[str, ...] = ()
@@ -78,9 +83,15 @@ class AnswerStream(Iterator[str]):
 class AnswerWriter:
     """Writes answers with one checkpoint's tokenizer and calibration."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], calibration: Calibration) -> None:
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        calibration: Calibration,
+        points: PointConfig | None = None,
+    ) -> None:
         self.decode = decode
         self.calibration = calibration
+        self.points = points
 
     def whole(self, generation: Generation, *, caption: bool) -> Answer:
         """The answer of a finished generation. A caption ends at a sentence and says none twice."""
@@ -93,16 +104,21 @@ class AnswerWriter:
                     n for n in range(count + 1) if len(self.text(generation.tokens[:n])) >= len(kept)
                 )
             text = kept + full_stop
-        logprobs = generation.logprobs[:count]
-        contests = [contest(*pair) for pair in zip(logprobs, generation.rivals[:count], strict=True)]
+        tokens, logprobs = generation.tokens[:count], generation.logprobs[:count]
+        contests = [
+            contest(logprob, rival)
+            for token, logprob, rival in zip(tokens, logprobs, generation.rivals[:count], strict=True)
+            if not is_point(token, self.points)
+        ]
         sure = confidence(contests, self.calibration, phrase=not text.endswith((".", "!", "?")))
         return Answer(
             text,
             sure,
             reason,
-            generation.tokens[:count],
+            tokens,
             logprobs,
             generation.tops[:count],
+            points=tuple(points_of(tokens, self.points, self.text)),
             unanswerable=not caption and sure < self.calibration.unanswerable,
         )
 

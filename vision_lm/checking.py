@@ -23,6 +23,7 @@ from projector.data.scene_vocabulary import MATERIALS, SIZES
 from vision_lm.answer import Answer
 from vision_lm.noun_phrases import NounPhrase, noun_phrases
 from vision_lm.pictures import Pictures
+from vision_lm.pointing import is_point
 from vision_lm.prompts import Turn
 from vision_lm.support import likelihood
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 CONFIRMED = 0.82  # the mean of the three: on mini's calibration scenes 96% of what has so much is there
 DOUBTFUL = 0.5  # below, "perhaps" would be too much
+POINTED = 16  # tokens of an opinion that points first: more things than these nobody counts
 TOP = 12  # likeliest first words of an opinion: yes and no, and every number
 _DEFINITE = {
     "the",
@@ -122,8 +124,9 @@ class Check:
 
 
 def first_word(vlm: VisionLM) -> Task:
-    """How the answers of a second look are written: of each the likeliest first words are enough."""
-    return vlm.task(1, {"top_logprobs": TOP})
+    """How the answers of a second look are written: of each the likeliest first words are enough, after what it points at."""
+    tokens = 1 if vlm.config.prompt.points is None else POINTED
+    return vlm.task(tokens, {"top_logprobs": TOP})
 
 
 def checked(
@@ -143,7 +146,13 @@ def _first_words(vlm: VisionLM, reply: Reply) -> list[tuple[str, float]]:
     """The likeliest first words of an answer, with their probabilities."""
     if not isinstance(reply, Answer):
         raise reply
-    likeliest = reply.top_logprobs[0] if reply.top_logprobs else ()
+    points = vlm.config.prompt.points
+    after = (
+        top
+        for token, top in zip(reply.tokens, reply.top_logprobs, strict=True)
+        if not is_point(token, points)
+    )
+    likeliest = next(after, ())
     return [(vlm.prompts.decode([token]).strip().lower(), math.exp(logprob)) for token, logprob in likeliest]
 
 

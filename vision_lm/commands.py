@@ -240,6 +240,8 @@ def _line(path: str, answer: Answer, options: argparse.Namespace, alone: bool) -
             "token_logprobs": [round(logprob, 4) for logprob in answer.token_logprobs],
             "unanswerable": answer.unanswerable,
         }
+        if answer.points:
+            values["points"] = [one._asdict() for one in answer.points]
         if getattr(options, "check", False):
             values["unconfirmed"] = answer.unconfirmed
         if answer.support is not None:

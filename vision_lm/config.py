@@ -105,6 +105,17 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class PointConfig:
+    """Tokens with which an answer points at a place in the picture before it names what is there.
+
+    One for each cell of a grid that is laid over the picture, row by row; see `vision_lm.pointing`.
+    """
+
+    first_token_id: int  # the top left cell's, the others' follow; special tokens of the tokenizer
+    grid: int  # cells a side
+
+
+@dataclass(frozen=True)
 class PromptConfig:
     """How a conversation becomes text. `{question}` and `{answer}` are filled in.
 
@@ -123,6 +134,7 @@ class PromptConfig:
     system: str = ""  # before the first question
     bos_token_id: int | None = None  # before everything
     stop: tuple[str, ...] = ()  # texts that end an answer, beside the token
+    points: PointConfig | None = None  # None: answers do not point
 
 
 @dataclass(frozen=True)
@@ -220,6 +232,8 @@ class Config:
             token = getattr(prompt, name)
             if token is not None and not 0 <= token < text.vocab_size:
                 yield f"prompt.{name} {token} is outside the {text.vocab_size} embedding rows"
+        if prompt.points is not None:
+            yield from _points_problems(prompt.points, self)
         if not all(prompt.stop):
             yield f"prompt.stop is {list(prompt.stop)}, allowed: texts that are not empty"
         for name, fields in _TEMPLATES.items():
@@ -242,6 +256,18 @@ def _crops_problems(vision: VisionConfig, crops: Crops) -> Iterator[str]:
         yield f"vision.crops.margin is {crops.margin}, allowed: 0 to less than half of {side} patches"
     if crops.most < 1 or crops.smallest < 0:
         yield f"vision.crops: most is {crops.most} and smallest {crops.smallest}, allowed: from 1 and from 0 on"
+
+
+def _points_problems(points: PointConfig, config: Config) -> Iterator[str]:
+    """What is wrong with the tokens that point."""
+    rows = config.text.vocab_size
+    if points.grid < 1:
+        yield f"prompt.points.grid is {points.grid}, allowed: from 1 on"
+    elif not 0 <= points.first_token_id <= rows - points.grid**2:
+        last = points.first_token_id + points.grid**2 - 1
+        yield f"prompt.points are the tokens {points.first_token_id} to {last}, allowed: within the {rows} embedding rows"
+    if config.vision.resize != "squash":
+        yield f"prompt.points is given and vision.resize is {config.vision.resize!r}, allowed beside points: 'squash'"
 
 
 # What each template is filled with, in this order.

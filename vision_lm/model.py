@@ -41,7 +41,7 @@ from vision_lm.skeleton import build_on_meta
 from vision_lm.support import with_support
 
 ANSWER_TOKENS = 64
-CAPTION_TOKENS: dict[CaptionLength, int] = {"short": 32, "normal": 96, "long": 192}
+CAPTION_TOKENS: dict[CaptionLength, int] = {"short": 48, "normal": 96, "long": 192}
 WINDOW = 64  # requests of a list that are under way at once, with their pictures in memory
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class VisionLM:
             ),
             decode=self.prompts.decode,
         )
-        self.writer = AnswerWriter(self.prompts.decode, config.calibration)
+        self.writer = AnswerWriter(self.prompts.decode, config.calibration, config.prompt.points)
 
     def _tensors(self, prefix: str) -> dict[str, Tensor]:
         found = self.checkpoint.tensors.items()

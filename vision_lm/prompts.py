@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vision_lm.config import PromptConfig
 from vision_lm.errors import RequestError
+from vision_lm.pointing import Point, point_token
 
 MAX_QUESTION_CHARACTERS = 8_000
 PLACEHOLDER = "<image>"
@@ -84,10 +85,19 @@ class PromptBuilder:
             yield around[1]
         yield after.format(question=check_question(turn.question))
 
-    def answer_ids(self, answer: str) -> list[int]:
-        """The answer and the token that ends it."""
+    def answer_ids(self, answer: str, points: Sequence[Point] = ()) -> list[int]:
+        """The answer and the token that ends it, with its points' tokens among its own if the checkpoint has such."""
         _check_unicode(answer, "the answer")
-        return self.encode(self.config.answer.format(answer=answer)) + [self.config.eos_token_id]
+        text = self.config.answer.format(answer=answer)
+        ids: list[int] = []
+        start = 0
+        if (grid := self.config.points) is not None:
+            lead = len(self.config.answer.partition("{answer}")[0])
+            for point in points:
+                end = lead + point.at if point.at else 0
+                ids += [*self.encode(text[start:end]), point_token(point, grid)]
+                start = end
+        return [*ids, *self.encode(text[start:]), self.config.eos_token_id]
 
     def build(self, turns: Sequence[Turn]) -> Prompt:
         """A prompt that ends where the last turn's answer begins."""

@@ -95,7 +95,13 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
         for path, units in jobs:
             futures = [pool.submit(unit) for unit in units]
             progress = tqdm(futures, desc=path.stem, unit="unit")
-            write_parts(path, [part for future in progress for part in future.result()])
+            try:
+                write_parts(path, [part for future in progress for part in future.result()])
+            except BaseException:
+                pool.shutdown(
+                    cancel_futures=True
+                )  # or it would go on to the end before it says what went wrong
+                raise
     write_jsonl(out / "easy_vqa.jsonl", _easy_vqa())
     return out
 
@@ -170,10 +176,8 @@ def _scenes(
 
 def _captions(scene: Scene, rng: random.Random, unnamed: Collection[str]) -> list[QA]:
     """One of each length."""
-    return [
-        QA(request, scenes.caption(scene, length, rng, unnamed), "caption")
-        for length, request in CAPTION_REQUESTS.items()
-    ]
+    said = ((ask, scenes.caption(scene, length, rng, unnamed)) for length, ask in CAPTION_REQUESTS.items())
+    return [QA(ask, text, "caption", points) for ask, (text, points) in said]
 
 
 def _sprite(picture: Picture) -> Sprite:

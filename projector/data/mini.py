@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -18,17 +17,17 @@ from torch import Tensor
 from projector.data.evidence import EvidenceLender
 from projector.data.samples import iter_jsonl
 from projector.module import Projector
-from vision_lm.checkpoint import write_checkpoint
+from projector.points import PLACE_GAIN, places, with_points
+from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.config import Config, ProjectorConfig, PromptConfig, TextConfig, VisionConfig
 from vision_lm.encoder import ImageEncoder, feature_width
 from vision_lm.errors import DataError
 from vision_lm.images import open_image
 from vision_lm.phi import build_phi
 
-VOCABULARY = 4096  # embedding rows; the tokenizer leaves the last one free for the image placeholder
+VOCABULARY = 4096  # embedding rows before those of points; the last one is free for the image placeholder
 WIDTH, LAYERS = 256, 5
 MEASURED = 400  # pictures, whose features give the projector their means and spreads
-PLACE_GAIN = 0.15  # of the position embeddings' start: about as large as a projected patch
 EVIDENCE_GAIN = 20.0  # a thousand probabilities are small numbers: without it they are learnt last, if at all
 END = "<|endoftext|>"
 VISION = VisionConfig(
@@ -94,7 +93,8 @@ def create_mini(root: Path, out: Path, seed: int = 0) -> None:
         for prefix, module in modules.items()
         for name, t in module.state_dict().items()
     }
-    write_checkpoint(out, config, tensors, tokenizer)
+    begun = with_points(Checkpoint(config, tensors, tokenizer))
+    write_checkpoint(out, begun.config, begun.tensors, begun.tokenizer)
 
 
 def sampled_features(encoder: ImageEncoder, corpus: Path) -> Tensor:
@@ -111,16 +111,6 @@ def sampled_features(encoder: ImageEncoder, corpus: Path) -> Tensor:
         for start in range(0, len(chosen), 50)
     ]
     return torch.cat(features).flatten(0, 1)
-
-
-def places(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, (side * side, width): after Vaswani et al. 2017, in two dimensions."""
-    # From a quarter turn a patch down to a fortieth.
-    frequencies = math.pi / 2 * torch.logspace(0, -1, width // 4)  # (width / 4,)
-    angles = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
-    one = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
-    rows, columns = one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)
-    return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
 def stored(name: str, tensor: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ One line of a file is one sample, with image paths relative to the file's folder
     {"image": "a.png", "question": "What is it?", "answer": "A cube."}
     {"image": "a.png", "caption": "A red cube on a table."}
     {"images": ["a.png", "b.png"], "turns": [{"question": "…", "answer": "…", "kind": "…"}], "linked": false}
+
+A question with one picture may also have "points": [[at, x, y], …], where in the picture the answer points, left to right
+and top to bottom from 0 to 1, and after how many of its characters: [[0, 0.5, 0.2]] before all of it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_lm.errors import DataError, RequestError
+from vision_lm.pointing import Point
 from vision_lm.prompts import check_question
 
 CAPTION_WORDINGS = (
@@ -37,6 +41,7 @@ class QA:
     question: str
     answer: str
     kind: str = ""
+    points: tuple[Point, ...] = ()  # in the order of their places in the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +108,13 @@ def write_jsonl(path: Path | str, samples: Iterable[Sample], image_root: Path | 
     return count
 
 
-def _turn_record(turn: QA) -> dict[str, str]:
-    record = {"question": turn.question, "answer": turn.answer}
-    return record | {"kind": turn.kind} if turn.kind else record
+def _turn_record(turn: QA) -> dict[str, Any]:
+    record: dict[str, Any] = {"question": turn.question, "answer": turn.answer}
+    if turn.kind:
+        record["kind"] = turn.kind
+    if turn.points:
+        record["points"] = [(one.at, round(one.x, 4), round(one.y, 4)) for one in turn.points]
+    return record
 
 
 def iter_jsonl(
@@ -184,8 +193,28 @@ def _turn_from_record(record: Any, where: str) -> QA:
     kind = record.get("kind", "")
     if not isinstance(kind, str):
         raise DataError(f"{where}: 'kind' is {shown(kind)}; it must be text")
-    question = askable(text_field(record, "question", where), where)
-    return QA(question, text_field(record, "answer", where), kind)
+    question, answer = (
+        askable(text_field(record, "question", where), where),
+        text_field(record, "answer", where),
+    )
+    return QA(question, answer, kind, _points(record.get("points", []), answer, where))
+
+
+def _points(listed: Any, answer: str, where: str) -> tuple[Point, ...]:
+    """What is listed as the answer's points, if it is that."""
+    points: list[Point] = []
+    for one in listed if isinstance(listed, list) else [listed]:
+        numbers = isinstance(one, list) and len(one) == 3 and all(type(n) in (int, float) for n in one)
+        if not numbers or type(one[0]) is not int or not 0 <= one[1] <= 1 or not 0 <= one[2] <= 1:
+            raise DataError(
+                f"{where}: 'points' has {shown(one)}; it must be a list of [characters before it, x, y], x and y from 0 to 1"
+            )
+        if not (points[-1].at if points else 0) <= one[0] <= len(answer):
+            raise DataError(
+                f"{where}: 'points' has one after {one[0]} characters; they must be in order, and within the answer's {len(answer)}"
+            )
+        points.append(Point(*one))
+    return tuple(points)
 
 
 def askable(question: str, where: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from projector.data.scene_captions import inventory
 from projector.data.scene_grammar import is_plural, listed
+from projector.data.scene_pointing import looked_at, unmarked
 from projector.data.scene_references import describe, the
 from projector.data.scene_vocabulary import (
     MATERIALS,
@@ -67,32 +68,39 @@ def ask_material(scene: Scene, rng: random.Random, absent_names: Sequence[str]) 
     if not set(by_material) & set(MATERIALS):
         return None
     material = rng.choice(sorted(by_material))
-    the_thing = the(rng.choice(by_material[material]), scene, rng, hide=("material",))
+    thing = rng.choice(by_material[material])
+    the_thing = the(thing, scene, rng, hide=("material",))
     if the_thing is None:
         return None
     if rng.random() < 0.4:
         yes = rng.random() < 0.5
         others = [other for other in (*MATERIALS, "solid") if other != material]
-        return Asked(f"Is {the_thing} {material if yes else rng.choice(others)}?", yes_or_no(yes))
+        return Asked(
+            f"Is {the_thing} {material if yes else rng.choice(others)}?",
+            yes_or_no(yes),
+            looked_at(scene, thing),
+        )
     forms = (
         f"Is {the_thing} striped, dotted, outlined or solid?",
         f"What pattern does {the_thing} have?",
         f"What is the pattern of {the_thing}?",
         f"How is {the_thing} filled?",
     )
-    return Asked(rng.choice(forms), material)
+    return Asked(rng.choice(forms), material, looked_at(scene, thing))
 
 
 def ask_size(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
     size = rng.choice(SIZES)
     thing = _any_of([thing for thing in scene.things if thing.size == size], rng)
     the_thing = None if thing is None else the(thing, scene, rng, hide=("size",))
-    if the_thing is None:
+    if thing is None or the_thing is None:
         return None
     verb = "are" if is_plural(the_thing) else "is"
     if rng.random() < 0.4:
         asked = rng.choice(SIZES)
-        return Asked(f"{verb.capitalize()} {the_thing} {asked}?", yes_or_no(asked == size))
+        return Asked(
+            f"{verb.capitalize()} {the_thing} {asked}?", yes_or_no(asked == size), looked_at(scene, thing)
+        )
     forms = (
         f"{verb.capitalize()} {the_thing} small or large?",
         f"{verb.capitalize()} {the_thing} large or small?",
@@ -100,7 +108,7 @@ def ask_size(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> A
         f"What is the size of {the_thing}?",
         f"How big {verb} {the_thing}?",
     )
-    return Asked(rng.choice(forms), size)
+    return Asked(rng.choice(forms), size, looked_at(scene, thing))
 
 
 def ask_read(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
@@ -131,7 +139,8 @@ def ask_list(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> A
         "List the things in the {picture}.",
         "Which things are in the {picture}?",
     )
-    return Asked(rng.choice(forms), listed(inventory(scene.things)))
+    text, points = unmarked(listed(inventory(scene)), scene)
+    return Asked(rng.choice(forms), text, points)
 
 
 def ask_what(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:

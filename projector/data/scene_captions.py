@@ -12,8 +12,9 @@ import random
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-from projector.data.scene_grammar import counted, is_plural, listed, sentence, with_article
-from projector.data.scene_references import clear_relations, name_of, place_of, references
+from projector.data.scene_grammar import counted, is_plural, listed, with_article
+from projector.data.scene_pointing import Pointed, marked, marked_sentence, unmarked, words
+from projector.data.scene_references import clear_relations, from_left_to_right, name_of, place_of, references
 from projector.data.scene_vocabulary import EASY_VQA_BACKGROUND, Scene, Thing
 
 CaptionLength = Literal["short", "normal", "long"]
@@ -21,13 +22,17 @@ _SHORT_WORDS = 12
 UNNAMED = 0.45  # so that a caption names what is more than 82% sure
 
 
-def caption(scene: Scene, length: CaptionLength, rng: random.Random, unnamed: Collection[str] = ()) -> str:
+def caption(
+    scene: Scene, length: CaptionLength, rng: random.Random, unnamed: Collection[str] = ()
+) -> Pointed:
     """Full sentences about the scene: short (at most 12 words), normal or long. `unnamed`: names as of `name_of`."""
     if length == "short":
-        return _short(scene, unnamed)
-    if length == "normal":
-        return _normal(scene, rng, unnamed)
-    return _long(scene, rng, unnamed)
+        text = _short(scene, unnamed)
+    elif length == "normal":
+        text = _normal(scene, rng, unnamed)
+    else:
+        text = _long(scene, rng, unnamed)
+    return unmarked(text, scene)
 
 
 def left_unnamed(scene: Scene, rng: random.Random, share: float = UNNAMED) -> frozenset[str]:
@@ -36,12 +41,12 @@ def left_unnamed(scene: Scene, rng: random.Random, share: float = UNNAMED) -> fr
     return frozenset(name for name in names if rng.random() < share)
 
 
-def inventory(things: Sequence[Thing], unnamed: Collection[str] = ()) -> list[str]:
-    """The things grouped by name with their numbers, from left to right: ["two red stars", "a cup"]."""
-    ordered = sorted(things, key=lambda thing: thing.centre)
-    names = [name_of(thing) for thing in ordered]
-    said = {name_of(thing): _said(thing, unnamed) for thing in ordered}
-    return [counted(noun, names.count(name)) for name, noun in said.items()]
+def inventory(scene: Scene, unnamed: Collection[str] = ()) -> list[str]:
+    """The things grouped by name with their numbers, from left to right, marked: ["two red stars", "a cup"]."""
+    groups: dict[str, list[Thing]] = {}
+    for thing in from_left_to_right(scene.things):
+        groups.setdefault(name_of(thing), []).append(thing)
+    return [marked(counted(_said(group[0], unnamed), len(group)), group, scene) for group in groups.values()]
 
 
 def _said(thing: Thing, unnamed: Collection[str]) -> str:
@@ -51,53 +56,54 @@ def _said(thing: Thing, unnamed: Collection[str]) -> str:
 
 
 def _short(scene: Scene, unnamed: Collection[str]) -> str:
-    groups = inventory(scene.things, unnamed)
+    groups = inventory(scene, unnamed)
     text = listed(groups)
     if len(text.split()) > _SHORT_WORDS - 1:
         text = _summary(scene, groups, unnamed)
-    return sentence(text)
+    return marked_sentence(text)
 
 
 def _summary(scene: Scene, groups: Sequence[str], unnamed: Collection[str]) -> str:
-    """The things in fewer words: what they have in common, or the first few and how many more."""
+    """The things in fewer words: what they have in common, or the first few and that there are more."""
+    every = from_left_to_right(scene.things)
     nouns = {thing.noun for thing in scene.things}
     colours = {thing.colour for thing in scene.things}
     colour = next(iter(colours))
     if not unnamed and len(nouns) == 1:
-        return f"{counted(nouns.pop(), len(scene.things))} of different colours"
+        return marked(f"{counted(nouns.pop(), len(every))} of different colours", every, scene)
     if not unnamed and len(colours) == 1 and colour is not None:
-        return f"{counted(f'{colour} shape', len(scene.things))} of different kinds"
+        return marked(f"{counted(f'{colour} shape', len(every))} of different kinds", every, scene)
     for shown in range(len(groups) - 1, 0, -1):
         text = f"{', '.join(groups[:shown])} and other things"
         if len(text.split()) <= _SHORT_WORDS:
             return text
-    return counted("thing", len(scene.things))
+    return marked(counted("thing", len(every)), every, scene)
 
 
 def _normal(scene: Scene, rng: random.Random, unnamed: Collection[str]) -> str:
-    text = listed(inventory(scene.things, unnamed))
+    text = listed(inventory(scene, unnamed))
     forms = [text, f"there {_verb(text)} {text}", f"the picture shows {text}"]
     if scene.background != EASY_VQA_BACKGROUND:
         forms.append(f"{text} on {with_article(scene.background)} background")
     written = f" {_written(scene)}" if scene.word else ""
-    return sentence(rng.choice(forms)) + written
+    return marked_sentence(rng.choice(forms)) + written
 
 
 def _long(scene: Scene, rng: random.Random, unnamed: Collection[str]) -> str:
     """Background, then every thing with size, material and place, then one relation."""
     ground = f"{with_article(scene.background)} background"
     parts = [
-        f"{with_article(_full_name(thing, unnamed))} {place_of(thing, scene.side)}"
-        for thing in sorted(scene.things, key=lambda thing: thing.centre)
+        marked(f"{with_article(_full_name(thing, unnamed))} {place_of(thing, scene.side)}", [thing], scene)
+        for thing in from_left_to_right(scene.things)
     ]
     opening = rng.choice(
         (f"on {ground} there {_verb(parts[0])} {parts[0]}", f"the picture shows {parts[0]} on {ground}")
     )
-    sentences = [sentence(opening)]
+    sentences = [marked_sentence(opening)]
     if parts[1:]:
         joined = listed(parts[1:])
         sentences.append(
-            sentence(rng.choice((f"there {_verb(joined)} also {joined}", f"it also shows {joined}")))
+            marked_sentence(rng.choice((f"there {_verb(joined)} also {joined}", f"it also shows {joined}")))
         )
     if scene.word:
         sentences.append(_written(scene))
@@ -107,7 +113,7 @@ def _long(scene: Scene, rng: random.Random, unnamed: Collection[str]) -> str:
 
 def _verb(text: str) -> str:
     """ "is" before "a red star …", "are" before "two red stars …"."""
-    return "is" if text.startswith(("a ", "an ")) else "are"
+    return "is" if words(text).startswith(("a ", "an ")) else "are"
 
 
 def _full_name(thing: Thing, unnamed: Collection[str]) -> str:
@@ -126,7 +132,11 @@ def _relation(scene: Scene, rng: random.Random, unnamed: Collection[str]) -> str
         ]
         if names[0] and names[1]:
             verb = "are" if is_plural(thing.noun) else "is"
-            return sentence(f"the {names[0][0]} {verb} {direction} the {names[1][0]}")
+            first, second = (
+                marked(f"the {some[0]}", [one], scene)
+                for some, one in zip(names, (thing, other), strict=True)
+            )
+            return marked_sentence(f"{first} {verb} {direction} {second}")
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from projector.data.scene_pointing import looked_at
 from projector.data.scene_references import CLEAR_MARGIN, describe, thirds_near
 from projector.data.scene_vocabulary import Asked, Scene
 
@@ -29,7 +30,7 @@ def ask_at(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Ask
         f"What can be seen {place} of the {{picture}}?",
         f"Which thing is {place}?",
     )
-    return Asked(rng.choice(forms), describe(thing))
+    return Asked(rng.choice(forms), describe(thing), looked_at(scene, thing))
 
 
 def ask_nth(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
@@ -48,4 +49,4 @@ def ask_nth(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> As
     forms = [f"What is {nth}?", f"What is {nth} in the {{picture}}?"]
     if at == 0:
         forms += [f"What is furthest to the {end}?", f"Which thing is closest to the {end} edge?"]
-    return Asked(rng.choice(forms), describe(thing))
+    return Asked(rng.choice(forms), describe(thing), looked_at(scene, *row[: at + 1]))

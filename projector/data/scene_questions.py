@@ -43,6 +43,9 @@ class _Way:
     weight: float
 
 
+# The share of answers that point where they can. The others teach to answer at once, as an answer of a given form must.
+POINTED = 0.9
+
 # Existence and relations are the slowest to learn; "read" fits few scenes.
 _MIXED = (
     _Way("existence", ask_existence, 5),
@@ -111,7 +114,10 @@ def _ask(
         asked = way.ask(scene, rng, absent_names)
         if asked:
             question = as_typed(asked.question, rng)
-            found.setdefault(question.lower().rstrip("?"), QA(question, asked.answer, way.kind))
+            # By a state of its own: whether an answer points changes no picture that is drawn later.
+            pointed = random.Random(f"points/{question}/{asked.answer}").random() < POINTED
+            points = asked.points if pointed else ()
+            found.setdefault(question.lower().rstrip("?"), QA(question, asked.answer, way.kind, points))
     return list(found.values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from projector.data.scene_grammar import with_article
 from projector.data.scene_vocabulary import Scene, Thing
@@ -23,6 +23,11 @@ def describe(thing: Thing) -> str:
 def name_of(thing: Thing) -> str:
     """ "red star", "coffee cup"."""
     return f"{thing.colour} {thing.noun}" if thing.colour else thing.noun
+
+
+def from_left_to_right(things: Iterable[Thing]) -> tuple[Thing, ...]:
+    """The order in which captions name things, and counts count them."""
+    return tuple(sorted(things, key=lambda thing: thing.centre))
 
 
 def references(thing: Thing, scene: Scene, hide: Collection[str] = ()) -> list[str]:

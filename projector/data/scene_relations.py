@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 from projector.data.scene_grammar import is_plural
+from projector.data.scene_pointing import looked_at
 from projector.data.scene_references import (
     DIRECTIONS,
     OPPOSITE,
@@ -34,7 +35,7 @@ def ask_place(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> 
         f"Where in the {{picture}} {verb} {the_thing}?",
         f"In which part of the {{picture}} {verb} {the_thing}?",
     )
-    return Asked(rng.choice(forms), place_of(thing, scene.side))
+    return Asked(rng.choice(forms), place_of(thing, scene.side), looked_at(scene, thing))
 
 
 def ask_relation(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
@@ -54,7 +55,7 @@ def ask_whether(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -
     where = _in_words(direction if yes else OPPOSITE[direction], rng)
     the_thing, the_other = the(thing, scene, rng), the(other, scene, rng)
     verb = "Are" if is_plural(thing.noun) else "Is"
-    return Asked(f"{verb} {the_thing} {where} {the_other}?", yes_or_no(yes))
+    return Asked(f"{verb} {the_thing} {where} {the_other}?", yes_or_no(yes), looked_at(scene, thing, other))
 
 
 def ask_which(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
@@ -71,7 +72,9 @@ def ask_which(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> 
     the_other, where = the(other, scene, rng), _in_words(direction, rng)
     if thing.colour and rng.random() < 0.35:
         attribute, answer = rng.choice((("shape", thing.noun), ("colour", thing.colour)))
-        return Asked(f"What {attribute} is the thing {where} {the_other}?", answer)
+        return Asked(
+            f"What {attribute} is the thing {where} {the_other}?", answer, looked_at(scene, other, thing)
+        )
     forms = (
         f"What is {where} {the_other}?",
         f"What is {where} {the_other}?",
@@ -79,7 +82,7 @@ def ask_which(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> 
         f"Which thing is {where} {the_other}?",
         f"What can be seen {where} {the_other} in the {{picture}}?",
     )
-    return Asked(rng.choice(forms), describe(thing))
+    return Asked(rng.choice(forms), describe(thing), looked_at(scene, other, thing))
 
 
 def ask_side(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
@@ -100,7 +103,7 @@ def ask_side(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> A
             f"On which side of {the_other} {verb} {the_thing}?",
             f"Where {verb} {the_thing} from {the_other}?",
         ]
-    return Asked(rng.choice(forms), answer)
+    return Asked(rng.choice(forms), answer, looked_at(scene, thing, other))
 
 
 def ask_compare(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> Asked | None:
@@ -119,7 +122,8 @@ def ask_compare(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -
     if the_lesser is None or the_greater is None:
         return None
     word, answer = rng.choice((("larger", the_greater), ("bigger", the_greater), ("smaller", the_lesser)))
-    first, second = rng.sample((the_lesser, the_greater), 2)
+    asked = rng.sample(((the_lesser, lesser), (the_greater, greater)), 2)
+    (first, _), (second, _) = asked
     forms = (
         f"Which is {word}, {first} or {second}?",
         f"Which is {word}, {first} or {second}?",
@@ -127,7 +131,7 @@ def ask_compare(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -
         f"What is {word}, {first} or {second}?",
         f"Of {first} and {second}, which is {word}?",
     )
-    return Asked(rng.choice(forms), answer)
+    return Asked(rng.choice(forms), answer, looked_at(scene, *(thing for _, thing in asked)))
 
 
 def _told_apart(scene: Scene, rng: random.Random) -> list[Thing]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from vision_lm.pointing import Point
+
 COLOURS = (
     "red", "orange", "yellow", "green", "teal", "blue",
     "purple", "pink", "brown", "black", "white", "gray",
@@ -115,6 +117,7 @@ class Asked:
 
     question: str
     answer: str
+    points: tuple[Point, ...] = ()
 
 
 def yes_or_no(true: bool) -> str:

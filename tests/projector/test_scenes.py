@@ -17,6 +17,7 @@ from PIL import Image
 from projector.data.caption_objects import hallucinated, named_things
 from projector.data.corpus import Part, write_parts
 from projector.data.samples import QA, Sample, iter_jsonl
+from projector.data.scene_grammar import plural
 from projector.data.scene_vocabulary import COLOURS, SHAPES, colours_on
 from projector.data.scenes import (
     HELD_OUT_PAIRS,
@@ -364,7 +365,7 @@ def test_held_out_pairs_are_never_shown_nor_named_in_training() -> None:
         texts = [
             qa.question + " " + qa.answer for qa in questions(scene, rng, 8, NAMES) + dialogue(scene, rng)
         ]
-        said = " ".join(plain(text) for text in [*texts, caption(scene, "long", rng)])
+        said = " ".join(plain(text) for text in [*texts, caption(scene, "long", rng).text])
         assert not [pair for pair in pairs if pair in said]
     assert (colours, nouns) == (set(COLOURS), set(SHAPES))
 
@@ -385,7 +386,7 @@ def test_same_seed_same_scene(sprites: tuple[Sprite, ...]) -> None:
     def everything(seed: int) -> tuple[Scene, bytes, list[QA], list[QA], str]:
         rng = random.Random(seed)
         scene, picture = compose(rng, size=128, sprites=sprites)
-        texts = questions(scene, rng, 6, NAMES), dialogue(scene, rng), caption(scene, "long", rng)
+        texts = questions(scene, rng, 6, NAMES), dialogue(scene, rng), caption(scene, "long", rng).text
         return scene, picture.tobytes(), *texts
 
     for seed in range(40):
@@ -488,7 +489,7 @@ def test_captions_name_everything_and_nothing_else() -> None:
     """Captions end in a full stop, name nothing that is absent and, from "normal" on, every thing."""
     for scene, rng in scenes(400):
         for length in ("short", "normal", "long"):
-            text = caption(scene, length, rng)
+            text = caption(scene, length, rng).text
             named, wrong = hallucinated(text, scene, NAMES)
             assert text[0].isupper() and text.endswith(".") and wrong == 0, (text, scene)
             if length == "short":
@@ -540,3 +541,30 @@ def test_dialogues_never_replace_the_questions(tmp_path: Path, name: str, beside
     write_parts(tmp_path / f"{name}.jsonl", parts)
     assert [sample.linked for sample in iter_jsonl(tmp_path / f"{name}.jsonl")] == [False]
     assert [sample.linked for sample in iter_jsonl(tmp_path / f"{beside}.jsonl")] == [True]
+
+
+def test_answers_point_at_what_they_speak_of() -> None:
+    """A count points at as many things as it counts, and a caption, before its words for a thing, at that thing."""
+    counted = named = 0
+    for scene, rng in scenes(150):
+        for qa in [*questions(scene, rng, 8, NAMES), *naming(scene, rng, 6)]:
+            if qa.kind == "count" and qa.points:
+                assert len(qa.points) == int(qa.answer) and all(point.at == 0 for point in qa.points)
+                counted += 1
+        text, points = caption(scene, "normal", rng)
+        assert sorted((point.x, point.y) for point in points) == sorted(
+            (thing.centre[0] / scene.side, thing.centre[1] / scene.side) for thing in scene.things
+        )
+        for point in points:
+            (thing,) = (one for one in scene.things if one.centre[0] / scene.side == point.x)
+            names = "|".join(map(re.escape, (plural(thing.noun), thing.noun)))
+            words = text[point.at :].lstrip(
+                " "
+            )  # "two red stars ...": a number or an article, a colour, the thing
+            assert re.match(rf"(\w+ )?({thing.colour} )?({names})\b", words, re.IGNORECASE), (
+                text,
+                point,
+                thing,
+            )
+            named += 1
+    assert counted > 100 and named > 300

@@ -31,7 +31,7 @@ def test_what_is_unnamed_is_not_named_and_nothing_untrue_is_said(length: Caption
     general = 0
     for _ in range(60):
         unnamed = left_unnamed(SCENE, rng, 0.5)
-        text = caption(SCENE, length, rng, unnamed)
+        text = caption(SCENE, length, rng, unnamed).text
         named = {f"{thing.colour or ''} {thing.noun}".strip() for thing in named_things(text, NAMES)}
         assert named.isdisjoint(unnamed)
         assert hallucinated(text, SCENE, NAMES)[1] == 0, text
@@ -44,9 +44,11 @@ def test_things_of_one_name_are_one_decision() -> None:
     rng = random.Random(2)
     everything = left_unnamed(SCENE, rng, 1.0)
     assert everything == {"teapot", "red circle", "cat", "blue star"}
-    assert caption(SCENE, "short", rng, everything) == "A drawing, two drawings, a shape and a shape."
-    assert caption(SCENE, "short", rng, {"cat"}) == "A teapot, two drawings, a red circle and a blue star."
-    assert caption(SCENE, "short", rng) == "A teapot, two cats, a red circle and a blue star."
+    assert caption(SCENE, "short", rng, everything).text == "A drawing, two drawings, a shape and a shape."
+    assert (
+        caption(SCENE, "short", rng, {"cat"}).text == "A teapot, two drawings, a red circle and a blue star."
+    )
+    assert caption(SCENE, "short", rng).text == "A teapot, two cats, a red circle and a blue star."
     assert left_unnamed(SCENE, rng, 0.0) == frozenset()
 
 
@@ -62,6 +64,6 @@ def test_the_picture_itself_is_no_thing_in_it() -> None:
 
 
 def test_the_long_caption_keeps_size_pattern_and_place() -> None:
-    text = caption(SCENE, "long", random.Random(3), left_unnamed(SCENE, random.Random(3), 1.0))
+    text = caption(SCENE, "long", random.Random(3), left_unnamed(SCENE, random.Random(3), 1.0)).text
     assert "a large striped shape" in text and "small drawing at the top left" in text
     assert "left of" not in text and "above" not in text  # which drawing would it be?

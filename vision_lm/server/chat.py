@@ -109,7 +109,7 @@ def choice(index: int, answer: Answer, body: ChatRequest, vlm: VisionLM) -> Choi
     return Choice(
         index=index,
         message=AnswerMessage(content=answer.text),
-        logprobs=logprobs_of(tokens_of(answer), vlm.prompts.tokenizer) if body.logprobs else None,
+        logprobs=logprobs_of(tokens_of(answer), vlm.prompts) if body.logprobs else None,
         finish_reason=openai_reason(answer.finish_reason),
         confidence=answer.confidence,
         unanswerable=answer.unanswerable,

@@ -8,14 +8,16 @@ from tokenizers import Tokenizer
 
 from vision_lm.answer import Answer
 from vision_lm.engine import Token
+from vision_lm.pointing import is_point
+from vision_lm.prompts import PromptBuilder
 from vision_lm.server.schemas import Logprobs, TokenLogprob, TopLogprob
 
 
-def logprobs_of(tokens: Iterable[Token], tokenizer: Tokenizer) -> Logprobs:
-    """The tokens' own log-probabilities, with the alternatives that were asked for."""
+def logprobs_of(tokens: Iterable[Token], prompts: PromptBuilder) -> Logprobs:
+    """The tokens' own log-probabilities, with the alternatives that were asked for; those of the text alone, which they spell."""
 
     def entry(token_id: int, logprob: float) -> TopLogprob:
-        data = token_bytes(tokenizer, token_id)
+        data = token_bytes(prompts.tokenizer, token_id)
         return TopLogprob(token=data.decode(errors="replace"), logprob=logprob, bytes=list(data))
 
     return Logprobs(
@@ -25,6 +27,7 @@ def logprobs_of(tokens: Iterable[Token], tokenizer: Tokenizer) -> Logprobs:
                 top_logprobs=[entry(*alternative) for alternative in token.top],
             )
             for token in tokens
+            if not is_point(token.id, prompts.config.points)
         ]
     )
 

@@ -263,6 +263,14 @@ class AskRequest(AskFields, ImageField):
     )
 
 
+class PointOf(BaseModel):
+    """A place in the picture that an answer points at."""
+
+    at: int = Field(description="how many characters of the text come before it")
+    x: float = Field(ge=0, le=1, description="from left to right")
+    y: float = Field(ge=0, le=1, description="from top to bottom")
+
+
 class SimpleAnswer(BaseModel):
     """The answer to a question."""
 
@@ -273,6 +281,7 @@ class SimpleAnswer(BaseModel):
         description="less sure than the checkpoint's threshold: better say that nobody knows"
     )
     finish_reason: Literal["stop", "length", "repetition", "cancelled"]
+    points: list[PointOf] = Field(description="where in the picture the answer points, if the checkpoint can")
     usage: Usage
 
 

@@ -116,6 +116,7 @@ def said(name: str, answer: Answer, usage: Usage) -> dict[str, Any]:
         "confidence": answer.confidence,
         "unanswerable": answer.unanswerable,
         "finish_reason": answer.finish_reason,
+        "points": [one._asdict() for one in answer.points],
         "usage": usage,
     }
 

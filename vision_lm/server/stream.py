@@ -90,7 +90,7 @@ class ChatStream(StreamingResponse):
             "finish_reason": None,
         } | more
         if self.asked.logprobs and piece is not None:
-            choice["logprobs"] = logprobs_of(piece.tokens, self.vlm.prompts.tokenizer).model_dump()
+            choice["logprobs"] = logprobs_of(piece.tokens, self.vlm.prompts).model_dump()
         chunk = self.head | {"choices": [choice]}
         return _event(chunk | {"usage": None} if self.usage_wanted else chunk)
 
