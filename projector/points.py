@@ -38,7 +38,10 @@ def main() -> None:
 
 
 def with_points(checkpoint: Checkpoint, grid: int = GRID) -> Checkpoint:
-    """The same checkpoint with grid x grid tokens more. Raises CheckpointError where it has such already."""
+    """The same checkpoint with grid x grid tokens more.
+
+    Raises CheckpointError where it has such already, or sees no more than a part of some pictures.
+    """
     config, prompt = checkpoint.config, checkpoint.config.prompt
     if prompt.points is not None:
         raise CheckpointError(
@@ -49,9 +52,15 @@ def with_points(checkpoint: Checkpoint, grid: int = GRID) -> Checkpoint:
     first = checkpoint.tokenizer.get_vocab_size(with_added_tokens=True)
     after = first + grid**2
     rows, image = config.text.vocab_size, prompt.image_token_id
-    if first <= image < after:
+    if first <= image < after:  # the placeholder of pictures makes room, and takes the last row
         rows, image = max(rows, after + 1), max(rows - 1, after)
     rows = math.ceil(max(rows, after) / _ROWS) * _ROWS
+    pointing = dataclasses.replace(
+        config,
+        text=dataclasses.replace(config.text, vocab_size=rows),
+        prompt=dataclasses.replace(prompt, image_token_id=image, points=PointConfig(first, grid)),
+    )
+    pointing.check(config.name)
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer.to_str())
     tokenizer.add_special_tokens(
         [AddedToken(f"<|point {cell}|>", special=True, normalized=False) for cell in range(grid**2)]
@@ -62,15 +71,7 @@ def with_points(checkpoint: Checkpoint, grid: int = GRID) -> Checkpoint:
     tensors[_EMBEDDING][first:after] = _begun(checkpoint, grid)
     for name in _HEAD:
         tensors[name][first:after] = 0
-    return Checkpoint(
-        dataclasses.replace(
-            config,
-            text=dataclasses.replace(config.text, vocab_size=rows),
-            prompt=dataclasses.replace(prompt, image_token_id=image, points=PointConfig(first, grid)),
-        ),
-        tensors,
-        tokenizer,
-    )
+    return Checkpoint(pointing, tensors, tokenizer)
 
 
 def places(side: int, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -41,6 +42,10 @@ def test_new_tokens_change_no_answer(
     assert after.config.prompt.image_token_id < after.config.text.vocab_size
     with pytest.raises(CheckpointError, match="point already"):
         with_points(pointing)
+    cropped = dataclasses.replace(vit_checkpoint.config.vision, resize="crop")
+    config = dataclasses.replace(vit_checkpoint.config, vision=cropped)
+    with pytest.raises(CheckpointError, match="allowed beside points: 'squash'"):
+        with_points(dataclasses.replace(vit_checkpoint, config=config))
 
 
 def test_an_answer_says_where_it_points(pointing: Checkpoint) -> None:

@@ -50,9 +50,8 @@ class Answer:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     # The answer is less sure than the checkpoint's threshold, chosen on held-out questions: better say "I do not know".
     unanswerable: bool = False
-    points: tuple[
-        Point, ...
-    ] = ()  # where in the picture it points, if the checkpoint can: see `vision_lm.pointing`
+    # Where in the picture it points, if the checkpoint can: see `vision_lm.pointing`.
+    points: tuple[Point, ...] = ()
     support: tuple[Support, ...] | None = None  # of what a caption names, where it was asked for
     # Of a checked caption: what it first named and does not say any more. Tokens and confidence are those of the first text.
     unconfirmed: tuple[str, ...] = ()

@@ -97,10 +97,8 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
             progress = tqdm(futures, desc=path.stem, unit="unit")
             try:
                 write_parts(path, [part for future in progress for part in future.result()])
-            except BaseException:
-                pool.shutdown(
-                    cancel_futures=True
-                )  # or it would go on to the end before it says what went wrong
+            except BaseException:  # of which nothing would be heard before all the other units are done
+                pool.shutdown(cancel_futures=True)
                 raise
     write_jsonl(out / "easy_vqa.jsonl", _easy_vqa())
     return out

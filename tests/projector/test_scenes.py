@@ -558,9 +558,8 @@ def test_answers_point_at_what_they_speak_of() -> None:
         for point in points:
             (thing,) = (one for one in scene.things if one.centre[0] / scene.side == point.x)
             names = "|".join(map(re.escape, (plural(thing.noun), thing.noun)))
-            words = text[point.at :].lstrip(
-                " "
-            )  # "two red stars ...": a number or an article, a colour, the thing
+            words = text[point.at :].lstrip(" ")
+            # "two red stars ...": a number or an article, a colour, the thing.
             assert re.match(rf"(\w+ )?({thing.colour} )?({names})\b", words, re.IGNORECASE), (
                 text,
                 point,
