@@ -24,8 +24,8 @@ from vision_lm.images import open_image
 class FeatureCache:
     """A growing pair of float16 files, one row a picture, for one tower.
 
-    Rows are appended by `add`; `get` reads any of them. The folder is named by the tower's weights,
-    so another tower never reads these features.
+    Rows are appended by `add`; `get` reads any of them. The folder is named by the tower's weights and a row by its
+    picture's path, size and time of change, so that neither another tower nor another picture gets these features.
     """
 
     def __init__(self, folder: Path, encoder: ImageEncoder, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class FeatureCache:
         index = self.folder / "index.txt"
         if index.exists():
             whole, _, _ = index.read_text(encoding="utf-8").rpartition("\n")  # the rest was cut off by a kill
-            self.rows = {path: row for row, path in enumerate(whole.splitlines())}
+            self.rows = {key: row for row, key in enumerate(whole.splitlines())}
         shapes = self.folder / "shapes.json"
         if shapes.exists():
             self.shapes = json.loads(shapes.read_text())
@@ -54,12 +54,14 @@ class FeatureCache:
     def add(self, paths: Sequence[Path], batch_size: int = 64) -> dict[Path, str]:
         """Encode every picture that is not here yet; returns those that cannot be read, and why."""
         keys = {path: _key(path) for path in paths}
-        new = [key for key in dict.fromkeys(keys.values()) if key not in self.rows]
-        if not new:
+        unseen = {key: path for path, key in keys.items() if key not in self.rows}
+        if not unseen:
             return {}
+        new = list(unseen)
         self._trim()
         reasons: dict[str, str] = {}
-        loader = torch.utils.data.DataLoader(_Pixels(new, self.encoder), batch_size=batch_size, num_workers=1)
+        pictures = _Pixels(list(unseen.values()), self.encoder)
+        loader = torch.utils.data.DataLoader(pictures, batch_size=batch_size, num_workers=1)
         with (self.folder / "index.txt").open("a", encoding="utf-8") as index:
             progress = tqdm(total=len(new), desc="encoding pictures", unit="img")
             for pixels, places, faults in loader:
@@ -111,7 +113,7 @@ class FeatureCache:
     def _trim(self) -> None:
         """Cut rows that a killed run wrote without naming them, and a name that it wrote in part."""
         sizes = {f"{name}.f16": len(self.rows) * 2 * math.prod(shape) for name, shape in self.shapes.items()}
-        sizes["index.txt"] = sum(len(path.encode()) + 1 for path in self.rows)
+        sizes["index.txt"] = sum(len(key.encode()) + 1 for key in self.rows)
         for name, size in sizes.items():
             if (self.folder / name).exists():
                 os.truncate(self.folder / name, size)
@@ -126,11 +128,16 @@ class FeatureCache:
 
 
 def _key(path: Path) -> str:
-    return os.path.realpath(path)
+    """Another one where the file has changed."""
+    try:
+        found = os.stat(path)
+        return f"{found.st_mtime_ns} {found.st_size} {os.path.realpath(path)}"
+    except OSError:  # why, it says who opens it
+        return f"0 0 {os.path.realpath(path)}"
 
 
 class _Pixels(torch.utils.data.Dataset):
-    def __init__(self, paths: Sequence[str], encoder: ImageEncoder) -> None:
+    def __init__(self, paths: Sequence[Path], encoder: ImageEncoder) -> None:
         self.paths, self.encoder = paths, encoder
 
     def __len__(self) -> int:

@@ -139,35 +139,38 @@ def _units(
 def _scenes(
     folder: Path, root: Path, styles: Sequence[str], pairs: HeldOut, name: str, start: int, count: int
 ) -> list[Part]:
-    """One unit of scenes: pictures written, their samples returned."""
-    rng = random.Random(f"scenes/{name}/{start}")
+    """One unit of scenes: pictures written, their samples returned.
+
+    Every picture and every file about it has a state of its own: questions can change and every picture stay as it is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = load_pictures(root, styles) if styles else []
-    cut_outs = [_sprite(picture) for picture in rng.sample(pictures, min(len(pictures), 2 * UNIT))]
+    some = random.Random(f"cut-outs/{name}/{start}").sample(pictures, min(len(pictures), 2 * UNIT))
+    cut_outs = [_sprite(picture) for picture in some]
     names = sorted({picture.name for picture in pictures})
     parts: list[Part] = []
     for number in range(start, start + count):
-        chosen = rng.sample(cut_outs, min(8, len(cut_outs))) if rng.random() < 0.55 else []
-        scene, picture = scenes.compose(rng, size=SIZE, sprites=chosen, held_out_pairs=pairs)
+        composing, asking, chatting, reasoning, naming = (
+            random.Random(f"{what}/{name}/{number}") for what in ("scene", "scenes", *BESIDE)
+        )
+        chosen = composing.sample(cut_outs, min(8, len(cut_outs))) if composing.random() < 0.55 else []
+        scene, picture = scenes.compose(composing, size=SIZE, sprites=chosen, held_out_pairs=pairs)
         path = folder / f"{number:06d}.png"
         picture.save(path, compress_level=1)
-        asked = scenes.questions(scene, rng, 14, absent_names=rng.sample(names, min(20, len(names))))
-        turns = list(asked)
-        own = random.Random(f"naming/{name}/{number}")
         # Held-out captions name everything: they say what is there.
-        unnamed = scenes.left_unnamed(scene, own) if pairs == "avoid" else frozenset()
-        if rng.random() < CAPTION_SHARE:
-            turns += _captions(scene, rng, unnamed)
+        unnamed = scenes.left_unnamed(scene, naming) if pairs == "avoid" else frozenset()
+        absent = asking.sample(names, min(20, len(names)))
+        turns = scenes.questions(scene, asking, 14, absent_names=absent)
+        if asking.random() < CAPTION_SHARE:
+            turns += _captions(scene, asking, unnamed)
         parts.append(Part("", Sample((path,), tuple(turns))))
-        chat = scenes.dialogue(scene, rng)
+        chat = scenes.dialogue(scene, chatting)
         if len(chat) > 1:
             parts.append(Part("dialogues", Sample((path,), tuple(chat), linked=True)))
-        # Seeds of their own: these questions can change and every picture stay as it is.
-        hard = scenes.reasoning(scene, random.Random(f"reasoning/{name}/{number}"), 14)
-        if len(scene.things) > 1 and hard:
-            parts.append(Part("reasoning", Sample((path,), tuple(hard))))
         if len(scene.things) > 1:
-            named = scenes.naming(scene, own, 8) + _captions(scene, own, unnamed)
+            if hard := scenes.reasoning(scene, reasoning, 14):
+                parts.append(Part("reasoning", Sample((path,), tuple(hard))))
+            named = scenes.naming(scene, naming, 8) + _captions(scene, naming, unnamed)
             parts.append(Part("naming", Sample((path,), tuple(named))))
     return parts
 

@@ -60,7 +60,8 @@ def turns(
     true_names = {picture.name, *picture.aliases}
     found = [QA(question, name, "name") for question in rng.sample(_WHAT, 3)]
     found += [exists(name, True, rng) for name in (picture.name, rng.choice(sorted(true_names)))]
-    near = [other.name for other in rng.sample(list(others), 60) if other.category == picture.category]
+    some = rng.sample(list(others), min(60, len(others)))
+    near = [other.name for other in some if other.category == picture.category]
     for wrong in rng.sample(near, min(1, len(near))) + [rng.choice(others).name]:
         if wrong not in true_names and not set(wrong.split()) & set(picture.name.split()):
             found.append(exists(wrong, False, rng))

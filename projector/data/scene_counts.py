@@ -31,7 +31,7 @@ def ask_count(scene: Scene, rng: random.Random, absent_names: Sequence[str]) -> 
         f"Count the {what}.",
         f"What is the number of {what}?",
     )
-    return Asked(rng.choice(forms), str(number), looked_at(scene, *from_left_to_right(things)))
+    return Asked(rng.choice(forms), str(number), looked_at(scene, *from_left_to_right(things, scene)))
 
 
 def _countable(scene: Scene, rng: random.Random) -> Iterator[tuple[Sequence[Thing], str]]:

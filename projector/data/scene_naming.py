@@ -10,7 +10,7 @@ from projector.data.scene_references import CLEAR_MARGIN, describe, thirds_near
 from projector.data.scene_vocabulary import Asked, Scene
 
 _CLEARLY_NEXT = CLEAR_MARGIN / 2  # between the centres of neighbours in a row
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 # The axis along which one counts, and whether from its far end.
 _ENDS = {"left": (0, False), "right": (0, True), "top": (1, False), "bottom": (1, True)}
 

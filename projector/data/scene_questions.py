@@ -114,9 +114,7 @@ def _ask(
         asked = way.ask(scene, rng, absent_names)
         if asked:
             question = as_typed(asked.question, rng)
-            # By a state of its own: whether an answer points changes no picture that is drawn later.
-            pointed = random.Random(f"points/{question}/{asked.answer}").random() < POINTED
-            points = asked.points if pointed else ()
+            points = asked.points if rng.random() < POINTED else ()
             found.setdefault(question.lower().rstrip("?"), QA(question, asked.answer, way.kind, points))
     return list(found.values())
 

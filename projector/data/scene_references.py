@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from projector.data.scene_grammar import with_article
 from projector.data.scene_vocabulary import Scene, Thing
 
+COLUMNS = 8
 CLEAR_MARGIN = 0.12  # of the picture's side, between two centres
 _NEAR = 0.04  # of the picture's side, to the border of two thirds
 DIRECTIONS = ("left of", "right of", "above", "below")
@@ -25,9 +26,15 @@ def name_of(thing: Thing) -> str:
     return f"{thing.colour} {thing.noun}" if thing.colour else thing.noun
 
 
-def from_left_to_right(things: Iterable[Thing]) -> tuple[Thing, ...]:
-    """The order in which captions name things, and counts count them."""
-    return tuple(sorted(things, key=lambda thing: thing.centre))
+def from_left_to_right(things: Iterable[Thing], scene: Scene) -> tuple[Thing, ...]:
+    """The order in which captions name things, and counts count them: column by column, and down each.
+
+    By columns as wide as a patch of mini's, since what stands one above the other has no order from left to right that a
+    model could tell.
+    """
+    return tuple(
+        sorted(things, key=lambda thing: (int(COLUMNS * thing.centre[0] / scene.side), thing.centre[1]))
+    )
 
 
 def references(thing: Thing, scene: Scene, hide: Collection[str] = ()) -> list[str]:

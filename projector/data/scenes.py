@@ -53,9 +53,10 @@ __all__ = [
 
 HeldOut = Literal["avoid", "require", "ignore"]
 Box = tuple[float, float, float, float]  # pixels: x0, y0, x1, y1
-MOST_THINGS = 6  # more would not fit at sizes that can be recognised
+MOST_THINGS = 8  # more would not fit at sizes that can be recognised
+_CROWD = 6  # more things than these are drawn smaller, and scenes of more are rarer
 
-# The longer side of a thing as a part of the picture's side. Any small thing is smaller than any large one.
+# The longer side of a thing as a part of the picture's side. Any small thing is smaller than any large one beside it.
 _SHAPE_SIDE = {"small": (0.16, 0.22), "large": (0.34, 0.44)}
 _SPRITE_SIDE = {"small": (0.24, 0.28), "large": (0.36, 0.46)}
 _EASY_VQA_SIDE = {"small": (9, 15), "large": (21, 34)}  # of 64 pixels
@@ -95,9 +96,14 @@ def compose(
         return _easy_vqa_like(rng, size)
     ground = rng.choice([name for name in BACKGROUNDS if name != EASY_VQA_BACKGROUND])
     picture = drawing.background(ground, rng.choice(("plain", "plain", "gradient", "noise")), size, rng)
-    choices = _choose(rng, rng.randint(1, max_things), ground, sprites, held_out_pairs)
+    choices = _choose(rng, _number(rng, max_things), ground, sprites, held_out_pairs)
     word = rng.choice(WORDS) if rng.random() < _WORD_SHARE and len(choices) < 5 else None
     return _draw(rng, size, ground, picture, choices, word)
+
+
+def _number(rng: random.Random, most: int) -> int:
+    numbers = range(1, most + 1)
+    return rng.choices(numbers, [1.0 if number <= _CROWD else 0.7 for number in numbers])[0]
 
 
 def _easy_vqa_like(rng: random.Random, side: int) -> tuple[Scene, Image.Image]:
@@ -202,9 +208,10 @@ def _lay_out(
 ) -> tuple[list[str], list[list[Point]], list[Box]]:
     """A size class, an outline and a box for every choice, and last a box for the word if there is one.
 
-    Where the dice find no room, they are thrown again, large things ever less likely; six small ones fit.
+    Where the dice find no room, they are thrown again, large things ever less likely; all small ones fit.
     """
     large_share = 0.5
+    crowded = 1.0 if len(choices) <= _CROWD else 0.8
     while True:
         sizes = ["large" if rng.random() < large_share else "small" for _ in choices]
         outlines = []
@@ -212,10 +219,10 @@ def _lay_out(
         for choice, size in zip(choices, sizes, strict=True):
             if choice.sprite:
                 points = drawing.sprite_outline(choice.sprite.image)
-                longer = side * rng.uniform(*_SPRITE_SIDE[size])
+                longer = side * crowded * rng.uniform(*_SPRITE_SIDE[size])
             else:
                 points = outline(choice.noun, rng)
-                longer = side * rng.uniform(*_SHAPE_SIDE[size])
+                longer = side * crowded * rng.uniform(*_SHAPE_SIDE[size])
             outlines.append(points)
             extents.append((longer * max(x for x, _ in points), longer * max(y for _, y in points)))
         if word_extent:

@@ -219,3 +219,16 @@ def test_a_feature_cache_outlives_a_kill(trunk_checkpoint: Checkpoint, data: Pat
     pixels = torch.stack([encoder.preprocess(open_image(path)) for path in paths])
     cached = FeatureCache(tmp_path / "features", encoder, torch.device("cpu")).get(paths)
     torch.testing.assert_close(cached.patches, encoder(pixels).patches, rtol=2e-3, atol=2e-3)
+
+
+def test_a_picture_that_changed_gets_features_of_its_own(
+    trunk_checkpoint: Checkpoint, data: Path, tmp_path: Path
+) -> None:
+    """Under the same path another picture, as a corpus that is built again has them."""
+    encoder = open_for_training(trunk_checkpoint, Recipe("", "", (Source(""),))).encoder
+    path, other = (data.parent / f"{name}.png" for name in list(COLOURS)[:2])
+    FeatureCache(tmp_path / "features", encoder, torch.device("cpu")).add([path, other])
+    path.write_bytes(other.read_bytes())
+    cache = FeatureCache(tmp_path / "features", encoder, torch.device("cpu"))
+    cache.add([path, other])
+    assert torch.equal(cache.get([path]).patches, cache.get([other]).patches)
