@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +56,44 @@ class EncodedPicture:
     digest: bytes
 
 
+class RecentPictures:
+    """Pictures that came as bytes or data URLs, fitted: a conversation over HTTP sends its picture again with every turn.
+
+    The least recently used are dropped beyond a number of bytes. For one encoder and one set of limits. Any thread may
+    use it.
+    """
+
+    def __init__(self, budget: int = 1 << 26) -> None:
+        """`budget` in bytes of pixels."""
+        self._budget = budget
+        self._fitted: OrderedDict[bytes, FittedPicture] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def key(source: object) -> bytes | None:
+        """What names the content; None for a source whose content may be another next time."""
+        if isinstance(source, str) and source[:5].lower() == "data:":
+            source = source.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(source).digest() if isinstance(source, bytes) else None
+
+    def get(self, key: bytes) -> FittedPicture | None:
+        with self._lock:
+            if key in self._fitted:
+                self._fitted.move_to_end(key)
+            return self._fitted.get(key)
+
+    def keep(self, key: bytes, picture: FittedPicture) -> None:
+        with self._lock:
+            if key in self._fitted:
+                return
+            self._fitted[key] = picture
+            self._bytes += picture.pixels.nbytes
+            while self._bytes > self._budget:
+                _, dropped = self._fitted.popitem(last=False)
+                self._bytes -= dropped.pixels.nbytes
+
+
 class Pictures:
     """The pictures of one call, each source opened once."""
 
@@ -61,10 +102,13 @@ class Pictures:
         encoder: ImageEncoder,
         allow_url_hosts: Collection[str] = (),
         limits: ImageLimits | None = None,
+        recent: RecentPictures | None = None,
     ) -> None:
+        """`recent`: of earlier calls with the same encoder and limits."""
         self.encoder = encoder
         self.allow_url_hosts = allow_url_hosts
         self.limits = limits or ImageLimits()
+        self.recent = recent
         self._opened: dict[Any, tuple[ImageSource, FittedPicture]] = {}
 
     def open(self, source: ImageSource | EncodedPicture) -> FittedPicture | EncodedPicture:
@@ -73,13 +117,21 @@ class Pictures:
             return source
         key = source if isinstance(source, (str, bytes, os.PathLike)) else id(source)
         if key not in self._opened:
-            image = open_image(source, limits=self.limits, allow_url_hosts=self.allow_url_hosts)
-            pixels = fit(image, self.encoder.config)
-            # With the source, so that its id stays its own.
-            self._opened[key] = source, FittedPicture(pixels, pixel_digest(pixels))
+            self._opened[key] = source, self._fitted(source)  # with the source, so that its id stays its own
             if len(self._opened) > KEPT:  # a list of any length needs the same memory
                 del self._opened[next(iter(self._opened))]
         return self._opened[key][1]
+
+    def _fitted(self, source: ImageSource) -> FittedPicture:
+        content = self.recent.key(source) if self.recent else None
+        if self.recent and content and (known := self.recent.get(content)):
+            return known
+        image = open_image(source, limits=self.limits, allow_url_hosts=self.allow_url_hosts)
+        pixels = fit(image, self.encoder.config)
+        fitted = FittedPicture(pixels, pixel_digest(pixels))
+        if self.recent and content:
+            self.recent.keep(content, fitted)
+        return fitted
 
 
 class PictureEncoder:

@@ -54,7 +54,7 @@ def naming(vit_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Visio
 
 
 def test_its_picture_is_read_once(naming: VisionLM, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And `usage` is that of the caption; without `checked` it stays as it is written."""
+    """Also by later requests. `usage` is that of the caption; without `checked` it stays as it is written."""
     read: list[object] = []
 
     def counted(source: object, **options: Any) -> Image.Image:
@@ -68,6 +68,7 @@ def test_its_picture_is_read_once(naming: VisionLM, png: bytes, monkeypatch: pyt
         assert said["usage"]["completion_tokens"] == WRITTEN and len(read) == 1
         said = server.client.post("/v1/caption", files={"image": png}).json()
         assert (said["text"], said["unconfirmed"], said["unanswerable"]) == (SCRIPT, [], False)
+        assert len(read) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from vision_lm.async_model import AsyncAnswer
 from vision_lm.images import ImageLimits, ImageSource, open_image
 from vision_lm.model import Task, VisionLM
-from vision_lm.pictures import Pictures
+from vision_lm.pictures import Pictures, RecentPictures
 from vision_lm.prompts import Turn
 from vision_lm.server.admission import Admission
 from vision_lm.server.conversation import is_remote
@@ -36,6 +36,7 @@ class Service:
         self.admission = Admission(settings.max_queue)
         self.started = int(time.time())
         self._limits = ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels)
+        self._recent = {vlm: RecentPictures() for vlm in self.models.values()}
         self._decoding = CapacityLimiter(settings.decoders)
         self._fetching = CapacityLimiter(settings.fetchers)
         self.explaining = CapacityLimiter(EXPLAINED_AT_ONCE)
@@ -55,8 +56,8 @@ class Service:
             raise ApiError(400, message, "invalid_request", param="max_tokens")
 
     def pictures(self, vlm: VisionLM) -> Pictures:
-        """Those of one request: each is read once, within the service's limits."""
-        return Pictures(vlm.encoder, self.settings.allow_url_hosts, self._limits)
+        """Those of one request: each is read once, within the service's limits, if it was not in a request before."""
+        return Pictures(vlm.encoder, self.settings.allow_url_hosts, self._limits, self._recent[vlm])
 
     async def submit(
         self, vlm: VisionLM, asked: Sequence[tuple[list[Turn], Task]], pictures: Pictures
