@@ -52,13 +52,15 @@ def team(request: pytest.FixtureRequest) -> Team:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("mode", "dtype"), STORED)
 def test_products_against_float64(team: Team, shape: tuple[int, int], mode: Any, dtype: torch.dtype) -> None:
-    """Every way to store a weight: within float32's rounding of sums, and for integers the codes' half a step."""
+    """Every way to store a weight: within float32's rounding of sums, and the rounding of activations that some need."""
     torch.manual_seed(0)
     weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(9, shape[1])
     layer = NativeLinear.pack(team, weight, bias, mode, dtype)
     exact = layer.dequantised()
     size = x.double().abs() @ exact.abs().t()  # what a relative error of every product adds up to
     bound = 4 * shape[1] ** 0.5 * 2.0**-24 * size + 1e-6
+    if dtype == torch.bfloat16:  # tiles take an activation as two bfloat16 numbers
+        bound += 2.0**-17 * size
     if mode is not None:
         bound += 0.51 * x.double().abs().amax(1, keepdim=True) / 32_767 * exact.abs().sum(1)
     y = layer(x)
@@ -75,10 +77,20 @@ def test_a_row_does_not_depend_on_those_beside_it(
     torch.manual_seed(1)
     layer = NativeLinear.pack(team, torch.randn(outputs, 256), torch.randn(outputs), mode, dtype)
     x = torch.randn(130, 256)
+    x[::3] = x[::3].bfloat16().float()  # what tiles multiply by half as many products
     alone = torch.cat([layer(row[None]) for row in x])
     for count in (2, 3, 5, 64, 130):
         assert torch.equal(layer(x[:count]), alone[:count])
         assert torch.equal(layer(x[-count:]), alone[-count:])
+
+
+@pytest.mark.skipif("amx_bf16" not in compiling.processor(), reason="this processor has no tiles")
+def test_tiles_are_used_where_the_processor_has_them() -> None:
+    """The library says so, and a weight of bfloat16 is then laid out for them; else it stays as torch has it."""
+    weight = torch.randn(40, 64)
+    for target, shape in ((NATIVE, (3, 32, 16, 2)), (PLAIN, (40, 64))):
+        packed = NativeLinear.pack(Team.start(1, target), weight, None, None, torch.bfloat16)
+        assert packed.weight.shape == shape
 
 
 @pytest.mark.parametrize(("mode", "dtype"), STORED)

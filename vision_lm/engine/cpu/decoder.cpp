@@ -259,6 +259,8 @@ void vlm_team_end(Team* team) { delete team; }
 Decoder* vlm_decoder(const Model* model, Team* team) { return new Decoder(*model, *team); }
 void vlm_decoder_end(Decoder* decoder) { delete decoder; }
 
+int vlm_tiles() { return has_tiles(); }
+
 int vlm_step(Decoder* decoder, const Batch* batch) {
     return tried([&] { decoder->step(*batch); });
 }

@@ -30,9 +30,9 @@ struct Rounded {
         sums.resize(std::max<size_t>(sums.size(), rows * (inputs / GROUP)));
     }
 
-    // x (M, K), K a multiple of 32; there must be room for it.
-    void take(const float* x, int64_t rows, int64_t inputs) {
-        for (int64_t m = 0; m < rows; ++m) take_row(x + m * inputs, m, inputs);
+    // Some rows of x (M, K), K a multiple of 32; there must be room for them.
+    void take(const float* x, int64_t first, int64_t count, int64_t inputs) {
+        for (int64_t m = first; m < first + count; ++m) take_row(x + m * inputs, m, inputs);
     }
 
   private:

@@ -92,6 +92,11 @@ class Team:
     handle: Pointer
     busy: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def tiles(self) -> bool:
+        """Whether it multiplies bfloat16 weights by tiles (AMX), which then lie in panels."""
+        return bool(self.library.vlm_tiles())
+
     @classmethod
     def start(cls, threads: int, target: str = NATIVE) -> Team:
         """Raises CpuKernelError where the library cannot be built or loaded."""

@@ -24,12 +24,13 @@ MANY, MANY_INT8, MANY_INT4 = 24, 64, 128
 class NativeLinear:
     """`Linear` of engine/quantize.py: x (.., K) -> x @ weight.T + bias (.., N), in x's dtype.
 
-    Sums are float32 and in one order, so that no row depends on the others beside it. What is computed in 16 bits keeps its
-    rows as torch has them, which multiplies many rows at a time; everything else lies in panels (matrix.h has the layouts).
+    Sums are float32 and in one order, so that no row depends on the others beside it. What is computed in 16 bits, and not
+    by tiles, keeps its rows as torch has them, which multiplies many at a time; everything else lies in panels (matrix.h has
+    the layouts).
     """
 
     team: Team
-    # (N, K); or of P panels: float (P, K, 16), int8 (P, K / 2, 16, 2), uint8 (P, K' / 4, 16, 2)
+    # (N, K); or of P panels: float (P, K, 16), bfloat16 and int8 (P, K / 2, 16, 2), uint8 (P, K' / 4, 16, 2)
     weight: Tensor
     scale: Tensor | None  # float32 (P * 16,), or (P, K' / GROUP, 16)
     zero: Tensor | None  # float32 (P, K' / GROUP, 16)
@@ -45,7 +46,9 @@ class NativeLinear:
         rows, inputs = weight.shape
         added = _panels(torch.zeros(rows) if bias is None else bias.float()).flatten()
         scale = zero = None
-        if mode is None and dtype != torch.float32:
+        if mode is None and dtype == torch.bfloat16 and team.tiles:
+            packed = _panels(weight.to(dtype).unflatten(1, (-1, 2)))
+        elif mode is None and dtype != torch.float32:
             packed = weight.to(dtype).contiguous()
         elif mode is None:
             packed = _panels(_smallest(weight.to(dtype)))
@@ -78,13 +81,17 @@ class NativeLinear:
         )
 
     @property
+    def _tiled(self) -> bool:
+        return self._in_panels and self.weight.dtype == torch.bfloat16
+
+    @property
     def _in_panels(self) -> bool:
         return self.weight.dim() > 2
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (R, K)
         many = {torch.int8: MANY_INT8, torch.uint8: MANY_INT4}.get(self.weight.dtype, MANY)
-        if x.dtype == torch.float32 or len(rows) < many:
+        if x.dtype == torch.float32 or self._tiled or len(rows) < many:
             matrix = self.matrix
             rows, missing = rows.float(), matrix.inputs - self.inputs
             y = self.team.product(matrix, (F.pad(rows, (0, missing)) if missing else rows).contiguous())
@@ -100,7 +107,8 @@ class NativeLinear:
         """Some panels' part of the weight that it computes with: (count * 16, K)."""
         panels = self.weight[first : first + count]
         if self.scale is None:
-            return _unpanelled(panels).to(dtype)
+            rows = _unpanelled(panels)  # (n, K), or (n, K / 2, 2)
+            return rows.flatten(1).to(dtype)
         if self.zero is None:
             scale = self.scale[first * PANEL : (first + count) * PANEL].to(dtype)
             return _unpanelled(panels).flatten(1).to(dtype) * scale[:, None]

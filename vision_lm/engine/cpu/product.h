@@ -6,14 +6,16 @@
 #include "integers.h"
 #include "panels.h"
 #include "rows.h"
+#include "tiles.h"
 
 namespace vlm {
 
-// Activations x (M, K), and where a matrix wants them their codes.
+// Activations x (M, K), and where a matrix wants them their codes or halves.
 struct Activations {
     const float* x;
     int64_t rows;
     const Rounded* rounded;
+    const Halves* halves;
 };
 
 inline bool wants_codes(const Matrix& matrix) { return MULTIPLIES_INTEGERS && matrix.kind >= INT8; }
@@ -29,6 +31,9 @@ inline void multiply(const Matrix& matrix, const Activations& given, int64_t beg
     }
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
     if (wants_codes(matrix)) return integer_products(matrix, *given.rounded, rows, begin, end, target);
+#endif
+#if defined(VLM_TILES)
+    if (wants_halves(matrix)) return tiled_products(matrix, *given.halves, rows, begin, end, target);
 #endif
     switch (matrix.kind) {
         case FLOAT32: return panel_products<Plain<float>>(matrix, x, rows, begin, end, target);

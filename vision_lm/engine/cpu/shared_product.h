@@ -15,11 +15,13 @@ constexpr int64_t PIECES = 4;     // for each thread
 constexpr int64_t BLOCK = 48;     // rows of activations at a time, so that they stay in a core's cache
 constexpr int64_t ROWS_EACH = 8;  // for a thread, from which on rows are shared out rather than outputs
 
-// A product's work by pieces: some outputs of every row, or every output of some rows.
+// A product's work by pieces: some outputs of every row, or every output of some rows. Tiles cost so little for another row
+// that each weight is better read by one thread alone.
 class Pieces {
   public:
-    Pieces(int threads, int64_t rows, int64_t outputs) : rows_(rows), outputs_(outputs), by_rows_(rows >= ROWS_EACH * threads) {
-        const int64_t whole = by_rows_ ? rows : outputs, grain = by_rows_ ? BATCH : PANELS * LANES;
+    Pieces(int threads, int64_t rows, int64_t outputs, bool tiled)
+        : rows_(rows), outputs_(outputs), by_rows_(rows >= ROWS_EACH * threads && !tiled) {
+        const int64_t whole = by_rows_ ? rows : outputs, grain = by_rows_ ? BATCH : (tiled ? TILED_PANELS : PANELS) * LANES;
         const int64_t even = (whole + threads * PIECES - 1) / (threads * PIECES);
         size_ = (even + grain - 1) / grain * grain;
         if (by_rows_) size_ = std::min(size_, BLOCK);
@@ -46,25 +48,30 @@ class Pieces {
     bool by_rows_;
 };
 
-// What a product reads: rows of activations, normalised first if there is a norm, and their codes if a matrix wants them.
+// What a product reads: rows of activations, normalised first if there is a norm, and their codes or halves if a matrix wants them.
 struct Inputs {
     std::vector<float> normed;
     Rounded rounded;
+    Halves halves;
 
     void reserve(const Norm* norm, int64_t rows, const Matrix& matrix) {
         if (norm) normed.resize(std::max<size_t>(normed.size(), rows * matrix.inputs));
         if (wants_codes(matrix)) rounded.reserve(rows, matrix.inputs);
+        if (wants_halves(matrix)) halves.reserve(rows, matrix.inputs);
     }
 
-    // There must be room for them.
-    Activations take(const Norm* norm, const float* x, int64_t rows, const Matrix& matrix, float epsilon) {
-        if (norm) {
-            for (int64_t m = 0; m < rows; ++m)
-                normalise(x + m * matrix.inputs, *norm, matrix.inputs, epsilon, normed.data() + m * matrix.inputs);
-            x = normed.data();
-        }
-        if (wants_codes(matrix)) rounded.take(x, rows, matrix.inputs);
-        return {x, rows, &rounded};
+    // Of `count` rows from the first on. There must be room for them.
+    void take(const Norm* norm, const float* x, int64_t first, int64_t count, const Matrix& matrix, float epsilon) {
+        const int64_t inputs = matrix.inputs;
+        for (int64_t m = first; norm && m < first + count; ++m)
+            normalise(x + m * inputs, *norm, inputs, epsilon, normed.data() + m * inputs);
+        if (norm) x = normed.data();
+        if (wants_codes(matrix)) rounded.take(x, first, count, inputs);
+        if (wants_halves(matrix)) halves.take(x, first, count, inputs);
+    }
+
+    Activations taken(const Norm* norm, const float* x, int64_t rows) const {
+        return {norm ? normed.data() : x, rows, &rounded, &halves};
     }
 };
 
@@ -76,18 +83,22 @@ class Products {
     template <class Results>
     void run(const Matrix& matrix, int64_t first, int64_t last, const Norm* norm, float epsilon, const float* x, int64_t rows,
              const Results& results) {
-        const Pieces pieces(team_.size(), rows, last - first);
-        Activations all{};
+        const Pieces pieces(team_.size(), rows, last - first, wants_halves(matrix));
         if (pieces.by_outputs()) {
-            own_[0].reserve(norm, rows, matrix);
-            all = own_[0].take(norm, x, rows, matrix, epsilon);
+            Inputs& all = own_[0];
+            all.reserve(norm, rows, matrix);
+            team_.each((rows + ROWS_EACH - 1) / ROWS_EACH, [&](int64_t number, int) {
+                const int64_t m = number * ROWS_EACH;
+                all.take(norm, x, m, std::min(ROWS_EACH, rows - m), matrix, epsilon);
+            });
         } else {
             for (Inputs& own : own_) own.reserve(norm, std::min(rows, BLOCK), matrix);  // here: a piece must not throw
         }
         pieces.run(team_, [&](int64_t m, int64_t count, int64_t begin, int64_t end, int rank) {
-            const Activations some =
-                pieces.by_outputs() ? all : own_[rank].take(norm, x + m * matrix.inputs, count, matrix, epsilon);
-            results(some, m, first + begin, first + end);
+            const float* from = x + m * matrix.inputs;
+            Inputs& some = own_[pieces.by_outputs() ? 0 : rank];
+            if (!pieces.by_outputs()) some.take(norm, from, 0, count, matrix, epsilon);
+            results(some.taken(norm, from, count), m, first + begin, first + end);
         });
     }
 
