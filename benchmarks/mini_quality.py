@@ -4,7 +4,8 @@
 
 Held-out data only: easy-VQA's official test split, scenes of new seeds, colour-shape pairs never trained, a
 drawing style never trained, and scikit-image's photographs. Beside each score stand its 95% bootstrap interval
-and the blind score: the most frequent training answer to the question's own wording, no picture seen.
+and the blind score: the most frequent training answer to the question's own wording, no picture seen. A list's things
+may be named in any order.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import platform
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,10 +33,12 @@ from projector.data.pictures import load_pictures
 from projector.data.samples import iter_jsonl
 from projector.data.scene_vocabulary import SHAPES
 from vision_lm.answer import Answer
+from vision_lm.evaluate.answers import in_any_order
 from vision_lm.model import VisionLM
 
 # Kinds that ask about shapes and about drawings.
-MIXED = ("existence", "count", "relation", "side", "place", "at", "nth", "size", "compare")
+MIXED = ("existence", "count", "relation", "side", "place", "at", "nth", "size", "compare", "list")
+MANY = 6  # from which on counts are told apart
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,14 @@ class Item:
     answers: frozenset[str]
     kind: str
     about: str = ""  # "drawings" or "shapes", for kinds that ask about either
+
+    def finer(self) -> Iterator[str]:
+        """What of its kind it is, too."""
+        if self.about:
+            yield f"{self.kind}, of {self.about}"
+        if self.kind == "count":
+            most = max(map(int, self.answers))
+            yield f"count, up to {MANY}" if most <= MANY else f"count, more than {MANY}"
 
 
 @dataclass(frozen=True)
@@ -125,9 +136,8 @@ def measure(vlm: VisionLM, items: Sequence[Item], priors: dict[str, str] | None)
     for item, reply in zip(items, replies, strict=True):
         if not isinstance(reply, Answer):
             raise reply
-        finer = [f"{item.kind}, of {item.about}"] if item.about else []
-        for kind in (item.kind, *finer, "all"):
-            right[kind].append(plain(reply.text) in item.answers)
+        for kind in (item.kind, *item.finer(), "all"):
+            right[kind].append(in_any_order(reply.text) in map(in_any_order, item.answers))
             sure[kind].append(reply.confidence)
             if priors is not None:
                 blind[kind].append(priors.get(plain(item.question), "yes") in item.answers)

@@ -22,6 +22,7 @@ from projector.data.samples import QA, Sample, iter_jsonl
 from vision_lm.answer import Answer
 from vision_lm.checkpoint import read_checkpoint, write_checkpoint
 from vision_lm.config import Calibration
+from vision_lm.evaluate.answers import in_any_order
 from vision_lm.evaluate.selective import calibration_error, risk_coverage
 from vision_lm.model import VisionLM
 
@@ -53,7 +54,12 @@ def main() -> None:
     replies = vlm.ask([image for image, _ in asked], [turn.question for _, turn in asked])
     answers = [reply for reply in replies if isinstance(reply, Answer)]
     probabilities = np.array([answer.confidence for answer in answers])
-    right = np.array([str(answer) == turn.answer for answer, (_, turn) in zip(answers, asked, strict=True)])
+    right = np.array(
+        [
+            in_any_order(str(answer)) == in_any_order(turn.answer)
+            for answer, (_, turn) in zip(answers, asked, strict=True)
+        ]
+    )
     calibration = fit(probabilities, right)
     scaled = apply(calibration, probabilities)
     threshold = risk_coverage(scaled, right).threshold(arguments.risk)

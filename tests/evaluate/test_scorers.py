@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vision_lm.evaluate.answers import choice, exact, textvqa_accuracy, vqa_accuracy
+from vision_lm.evaluate.answers import choice, exact, listed, textvqa_accuracy, vqa_accuracy
 from vision_lm.evaluate.bootstrap import scores
 from vision_lm.evaluate.captions import NO_JAVA, CocoCaptions
 from vision_lm.evaluate.pope import Pope, says_yes
@@ -64,6 +64,20 @@ def test_pope() -> None:
 def test_nothing_found_divides_by_nothing() -> None:
     found = overall(Pope(), [Item("1", HERE, ("no",))], ["no"])
     assert found == {"accuracy": 1, "precision": 0, "recall": 0, "f1": 0, "yes rate": 0}
+
+
+def test_a_list_may_be_in_any_order() -> None:
+    """The same things, each as often as it is there; neither fewer nor others."""
+    item = Item("1", HERE, ("two red stars, a cup and an owl",))
+    assert listed(item, "An owl, a cup, and two red stars.") and listed(
+        item, "a cup, an owl and two red stars"
+    )
+    for wrong in (
+        "a cup and an owl",
+        "a red star, a cup and an owl",
+        "two red stars, a cup, an owl and a cup",
+    ):
+        assert not listed(item, wrong)
 
 
 def test_exact_and_choices() -> None:

@@ -58,6 +58,16 @@ def exact(item: Item, answer: str) -> float:
     return float(plain(answer) in {plain(one) for one in item.references})
 
 
+def listed(item: Item, answer: str) -> float:
+    """`exact`, but a list may name its things in any order: a picture has none."""
+    return float(in_any_order(answer) in [in_any_order(one) for one in item.references])
+
+
+def in_any_order(text: str) -> list[str]:
+    """ "A cup, two red stars and a cat" -> what it lists, sorted."""
+    return sorted(re.split(r", and |, | and ", plain(text)))
+
+
 def chosen(item: Item, answer: str) -> float:
     """1 where the right option is chosen, by its letter ("B", "(b)", "B. iron", "The answer is B.") or its text."""
     return float(choice(answer, item.choices) == item.references[0])

@@ -16,7 +16,7 @@ from projector.data.samples import Sample, iter_jsonl
 from projector.data.scene_grammar import with_article
 from projector.data.scene_vocabulary import Scene, Thing
 from vision_lm.errors import EvaluationError
-from vision_lm.evaluate.answers import Accuracy, exact
+from vision_lm.evaluate.answers import Accuracy, exact, listed
 from vision_lm.evaluate.settings import TaskFiles
 from vision_lm.evaluate.tasks import Item, Measured, Scores, Task, mean
 
@@ -34,7 +34,7 @@ def easy_vqa(files: TaskFiles) -> Task:
 
 
 def scenes(files: TaskFiles) -> Task:
-    """Questions about drawn scenes of seeds that were never trained."""
+    """Questions about drawn scenes of seeds that were never trained; lists in any order."""
     path = _held_out(files, "scenes.jsonl")
     items = [
         Item(f"{number}/{place}", sample.images[0], (turn.answer,), turn.question, turn.kind)
@@ -42,7 +42,7 @@ def scenes(files: TaskFiles) -> Task:
         for place, turn in enumerate(sample.turns)
         if turn.kind != "caption"
     ]
-    return Task("scenes", tuple(items), Accuracy(exact), (path,), blind=True)
+    return Task("scenes", tuple(items), Accuracy(listed), (path,), blind=True)
 
 
 def names(files: TaskFiles) -> Task:
