@@ -98,6 +98,7 @@ def test_our_own_recipes_are_good(path: Path) -> None:
         "reason": "build/mini",
         "naming": "build/mini-reason",
         "unsure": "build/mini-naming",
+        "pointing": "build/mini-points",  # what projector.points makes of their mean
     }  # mini's later instruct runs
     recipe = Recipe.load(path)
     check_stage(recipe, "instruct" if stage in before else stage)  # type: ignore[arg-type]
