@@ -1,7 +1,7 @@
 // bfloat16 weights times float32 activations by AMX's products of tiles (Intel's ISE reference, chapter 3).
 //
 // A tile of the weight is 32 inputs of sixteen outputs, one KiB as it lies in its panel; one of activations is up to sixteen
-// rows, as they lie. An activation is multiplied as the sum of two bfloat16 numbers, its high and its low part: within a
+// rows. An activation is multiplied as the sum of two bfloat16 numbers, its high and its low part: within a
 // 2**17th of it, 256 times closer than one. Each sum is float32 and taken in one order, so that no row of activations depends
 // on those beside it.
 #pragma once
@@ -92,7 +92,7 @@ struct Halves {
 
 #if defined(VLM_TILES)
 
-constexpr int64_t TILES_AHEAD = 8;      // of a panel that are fetched before they are wanted
+constexpr int64_t TILES_AHEAD = 8;        // of a panel that are fetched before they are wanted
 constexpr int64_t TILED_BLOCK = 1 << 20;  // bytes of the weight that stay in the core's second cache while the rows go by
 constexpr int64_t TILE_BYTES = STEP * LANES * sizeof(Bfloat16);
 
