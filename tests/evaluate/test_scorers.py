@@ -72,10 +72,12 @@ def test_a_list_may_be_in_any_order() -> None:
     assert listed(item, "An owl, a cup, and two red stars.") and listed(
         item, "a cup, an owl and two red stars"
     )
+    assert listed(item, "a red star, a cup, an owl and a red star"), "counted or one by one"
     for wrong in (
         "a cup and an owl",
         "a red star, a cup and an owl",
         "two red stars, a cup, an owl and a cup",
+        "three red stars, a cup and an owl",
     ):
         assert not listed(item, wrong)
 

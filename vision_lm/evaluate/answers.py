@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from projector.data.scene_grammar import NUMBERS, singular, with_article
 from vision_lm.evaluate.normalise import plain, stripped, textvqa_normalised, vqa_normalised
 from vision_lm.evaluate.tasks import Item, Measured, Scores, mean
 
@@ -59,13 +60,22 @@ def exact(item: Item, answer: str) -> float:
 
 
 def listed(item: Item, answer: str) -> float:
-    """`exact`, but a list may name its things in any order: a picture has none."""
+    """`exact`, but a list may name its things in any order, and those of a kind together or one by one."""
     return float(in_any_order(answer) in [in_any_order(one) for one in item.references])
 
 
 def in_any_order(text: str) -> list[str]:
-    """ "A cup, two red stars and a cat" -> what it lists, sorted."""
-    return sorted(re.split(r", and |, | and ", plain(text)))
+    """ "Two red stars and a cup" -> each thing that it lists, sorted: "a cup", "a red star", "a red star"."""
+    parts = re.split(r", and |, | and ", plain(text))
+    return sorted(thing for part in parts for thing in _each(part))
+
+
+def _each(part: str) -> list[str]:
+    """ "two red stars" -> "a red star" twice; what has no number in front stays as it is."""
+    number, _, things = part.partition(" ")
+    if not things or number not in NUMBERS[2:]:
+        return [part]
+    return [with_article(singular(things))] * NUMBERS.index(number)
 
 
 def chosen(item: Item, answer: str) -> float:
