@@ -16,7 +16,8 @@ _TEMPLATE = """
 {%- for message in messages -%}
     {%- set content = message['content'] -%}
     {%- set ns = namespace(images='', texts=[]) -%}
-    {%- for part in ([content] if content is string else content) -%}
+    STRINGS
+    {%- for part in ([] if content is string else content) -%}
         {%- if part is string -%}{%- set ns.texts = ns.texts + [part] -%}
         {%- elif part['type'] == 'text' -%}{%- set ns.texts = ns.texts + [part['text']] -%}
         {%- elif part['type'] == 'image' -%}{%- set ns.images = ns.images + image -%}
@@ -29,11 +30,26 @@ _TEMPLATE = """
     {%- endif -%}
 {%- endfor -%}
 """
+_PLAIN = "{%- if content is string -%}{%- set ns.texts = [content] -%}{%- endif -%}"
+# llama.cpp puts a message's parts into one string, with a marker where a picture is.
+_MARKED = """
+    {%- if content is string -%}
+        {%- for piece in content.split('<__media') -%}
+            {%- set parts = piece.split('__>', 1) -%}
+            {%- if loop.first or parts | length == 1 -%}{%- set ns.texts = ns.texts + [piece] -%}
+            {%- else -%}
+                {%- set ns.images = ns.images + image.replace(PLACEHOLDER, '<__media' + parts[0] + '__>') -%}
+                {%- set ns.texts = ns.texts + [parts[1]] -%}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+"""
 
 
-def chat_template(prompt: PromptConfig, end: str) -> str:
+def chat_template(prompt: PromptConfig, end: str, *, marked: bool = False) -> str:
     """The pictures where the checkpoint has them, the question as it asks it; answers end with the token `end`.
 
+    `marked`: for llama.cpp, which has a marker in a message's text for each of its pictures.
     Raises ExportError for a first token: who renders a template adds that or not, as they think fit.
     """
     if prompt.bos_token_id is not None:
@@ -56,7 +72,8 @@ def chat_template(prompt: PromptConfig, end: str) -> str:
         "image": prompt.image.format(image=PLACEHOLDER),
     }
     named = (f"{{%- set {name} = {json.dumps(text)} -%}}" for name, text in pieces.items())
-    return "\n".join(named) + _TEMPLATE
+    strings = _MARKED.replace("PLACEHOLDER", repr(PLACEHOLDER)) if marked else _PLAIN
+    return "\n".join(named) + _TEMPLATE.replace("STRINGS", strings.strip())
 
 
 def tokenizer_with_image(tokenizer: Tokenizer, image_token_id: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -73,7 +73,19 @@ def _hf_llava(checkpoint: Checkpoint, settings: Settings) -> Report:
 def _gguf(checkpoint: Checkpoint, settings: Settings) -> Report:
     from vision_lm.exporters.gguf_files import write_gguf
 
-    return write_gguf(checkpoint, settings.out, language_only=settings.language_only)
+    written = write_gguf(checkpoint, settings.out, language_only=settings.language_only)
+    if find_spec("xllamacpp") is None:
+        return replace(written, notes=(*written.notes, "answers were not compared: llama.cpp is not called"))
+    if not written.passed:
+        return written
+    from vision_lm.exporters.llama_cpp_runtime import llama_cpp
+    from vision_lm.model import VisionLM
+
+    vlm = VisionLM(checkpoint, "cpu", "float32")
+    notes = (*written.notes, written.verified_with)
+    pictures = not settings.language_only
+    with llama_cpp(settings.out, vlm.config.prompt.image_token_id, vlm.prompts.tokens_per_image) as runtime:
+        return compare(vlm, runtime, settings.target, notes, settings.agreement, pictures=pictures)
 
 
 def _graphs(checkpoint: Checkpoint, settings: Settings) -> Report:

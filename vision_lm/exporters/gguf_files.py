@@ -1,7 +1,7 @@
 """llama.cpp's two files: the language model (architecture phi2) and the tower with its projector (clip, "mmproj").
 
-Names and settings as llama.cpp reads them (src/models/phi2.cpp, tools/mtmd/clip.cpp and models/llava.cpp, in the source
-of llama-cpp-python 0.3.36). Every tensor is read back with the `gguf` package and compared.
+Names and settings as llama.cpp reads them (src/models/phi2.cpp, tools/mtmd/clip.cpp and models/llava.cpp). Every tensor
+is read back with the `gguf` package and compared; `llama_cpp_runtime` runs the files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vision_lm.checkpoint import Checkpoint
-from vision_lm.config import Config, TextConfig
+from vision_lm.config import Config, TextConfig, VisionConfig
 from vision_lm.errors import ExportError
 from vision_lm.exporters.chat_template import chat_template
 from vision_lm.exporters.folder import new_folder
@@ -26,6 +26,7 @@ from vision_lm.exporters.tower import Tower, read_tower
 from vision_lm.exporters.verify import Report
 
 LANGUAGE, EYES = "model.gguf", "mmproj.gguf"
+PADDING = (122, 116, 104)  # llama.cpp's colour
 _PHI = {
     "model.embed_tokens": "token_embd",
     "model.final_layernorm": "output_norm",
@@ -72,10 +73,7 @@ def write_gguf(checkpoint: Checkpoint, out: Path, *, language_only: bool = False
             )
         if config.vision.skip_patches:
             raise ExportError("patches that are left out, which llama.cpp does not do")
-        if config.vision.resize != "squash":
-            notes.append(
-                f"pictures are stretched by llama.cpp; the checkpoint's own way is {config.vision.resize!r}"
-            )
+        notes += _resizing(config.vision)
         if tower.activation == "gelu":
             notes.append("GELU by its tanh approximation in the tower, too")
         files[EYES] = _eyes(tower, read_mlp(config.projector, checkpoint.tensors))
@@ -89,16 +87,24 @@ def write_gguf(checkpoint: Checkpoint, out: Path, *, language_only: bool = False
     return Report(
         target="gguf",
         verified_with=f"gguf {version('gguf')}: {sum(map(len, files.values()))} tensors read back, {len(wrong)} differ",
-        notes=(*notes, "answers were not compared: llama.cpp is not called"),
-        prompts=0,
-        equal_prompts=None,
-        largest_logit_difference=None,
-        largest_logit=None,
-        equal_answers=None,
-        largest_pixel_difference=None,
-        agreement=1.0,
+        notes=tuple(notes),
         passed=not wrong,
     )
+
+
+def _resizing(vision: VisionConfig) -> list[str]:
+    """What llama.cpp, which pads and scales as Pillow's bicubic does, does otherwise than the checkpoint."""
+    notes = []
+    own = vision.mean if vision.fill is None else vision.fill
+    near = all(abs(255 * level - theirs) < 1 for level, theirs in zip(own, PADDING, strict=True))
+    if not vision.resize.startswith("pad") or not near:
+        notes.append(
+            f"a picture that is not square is padded with {PADDING} by llama.cpp; "
+            f"the checkpoint's own way is {vision.resize!r}"
+        )
+    if vision.interpolation != "bicubic":
+        notes.append(f"pictures are scaled bicubically by llama.cpp; here it is {vision.interpolation}")
+    return notes
 
 
 def _library() -> Any:
@@ -144,7 +150,7 @@ def _language(writer: Any, checkpoint: Checkpoint) -> None:
     _rotary(writer, text)
     add_tokenizer(writer, checkpoint.tokenizer, text.vocab_size, config.prompt.eos_token_id)
     end = checkpoint.tokenizer.id_to_token(config.prompt.eos_token_id) or ""
-    writer.add_chat_template(chat_template(config.prompt, end))
+    writer.add_chat_template(chat_template(config.prompt, end, marked=True))
 
 
 def _rotary(writer: Any, text: TextConfig) -> None:

@@ -21,7 +21,8 @@ class GraphRuntime:
         self.name = self.model.runtime
 
     def reply(self, sample: Sample) -> Reply:
-        """What the graphs say."""
+        """What the graphs say about a picture."""
+        assert sample.image is not None
         (said,) = self.model.answer([sample.image], [sample.question], TOKENS)
         logits = torch.from_numpy(said.logits.copy())
         return Reply(said.prompt, logits, said.tokens, said.finish_reason == "stop")

@@ -48,7 +48,8 @@ class TransformersLlava:
 
     @torch.inference_mode()
     def reply(self, sample: Sample) -> Reply:
-        """What transformers says."""
+        """What transformers says about a picture."""
+        assert sample.image is not None
         content = [{"type": "image"}, {"type": "text", "text": sample.question}]
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
