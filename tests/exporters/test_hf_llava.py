@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from jinja2 import Environment
+from jinja2.nodes import For, Name
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -162,6 +164,16 @@ def test_a_conversation_is_written_as_ours(wide: Checkpoint, tmp_path: Path) -> 
 
     ours = vlm.prompts.build([Turn("A cat?", tuple(images), "A dog."), Turn("What colour is it?")])
     assert list(ids) == ours.ids
+
+
+def test_the_settings_that_only_vllm_reads(tmp_path: Path) -> None:
+    """The width of its MLP by vLLM's name, and a loop over `content`, without which vLLM puts a line break into prompts."""
+    checkpoint = random_checkpoint(VIT, text_config(intermediate_size=96))
+    write_hf_llava(checkpoint, tmp_path / "out")
+    text = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
+    assert text["n_inner"] == text["intermediate_size"] == 96
+    template = Environment().parse((tmp_path / "out" / "chat_template.jinja").read_text())
+    assert "content" in {loop.iter.name for loop in template.find_all(For) if isinstance(loop.iter, Name)}
 
 
 def test_the_command_verifies_itself(

@@ -11,13 +11,16 @@ from vision_lm.config import PromptConfig
 from vision_lm.errors import ExportError
 from vision_lm.prompts import PLACEHOLDER
 
+# vLLM hands over a message's parts only where it finds a loop over the very name `content`; otherwise it joins them to
+# one text, with a line break after the picture that our prompt does not have.
 _TEMPLATE = """
 {{- opening -}}
 {%- for message in messages -%}
     {%- set content = message['content'] -%}
     {%- set ns = namespace(images='', texts=[]) -%}
     STRINGS
-    {%- for part in ([] if content is string else content) -%}
+    {%- set content = [] if content is string else content -%}
+    {%- for part in content -%}
         {%- if part is string -%}{%- set ns.texts = ns.texts + [part] -%}
         {%- elif part['type'] == 'text' -%}{%- set ns.texts = ns.texts + [part['text']] -%}
         {%- elif part['type'] == 'image' -%}{%- set ns.images = ns.images + image -%}

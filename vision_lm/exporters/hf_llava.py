@@ -1,6 +1,6 @@
 """transformers' LlavaForConditionalGeneration with its processor, in the layout that vLLM and SGLang read too.
 
-Facts from transformers 5.23 (models/llava, models/clip, models/siglip) and vLLM (models/llava.py, phi.py): on disk
+Facts from transformers 5.23 (models/llava, models/clip, models/siglip) and vLLM 0.31 (models/llava.py, phi.py): on disk
 `vision_tower.vision_model.*`, `multi_modal_projector.linear_{1,2}.*` and `language_model.*`, the latter as PhiForCausalLM's.
 """
 
@@ -100,7 +100,9 @@ def _model(config: Config, tower: Tower, strategy: str) -> dict[str, Any]:
         "vision_feature_layer": tower.read[0] if len(tower.read) == 1 else list(tower.read),
         "vision_feature_select_strategy": strategy,
         "vision_config": _vision(tower),
-        "text_config": phi_settings(config.text) | end_settings(config),
+        "text_config": phi_settings(config.text)
+        | end_settings(config)
+        | {"n_inner": config.text.intermediate_size},  # vLLM's Phi reads this name, and takes 4 Dt without it
     }
 
 
