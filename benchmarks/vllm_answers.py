@@ -77,6 +77,7 @@ def ask(source: str, out: Path) -> None:
         if isinstance(answer, Exception):
             raise answer
         name = f"{number:02}.png"
+        assert sample.image is not None
         sample.image.save(out / name)
         ids, logits = first_logits(vlm, sample)
         likeliest = logits.log_softmax(-1).topk(LIKELIEST)

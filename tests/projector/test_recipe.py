@@ -99,6 +99,10 @@ def test_our_own_recipes_are_good(path: Path) -> None:
         "naming": "build/mini-reason",
         "unsure": "build/mini-naming",
         "pointing": "build/mini-points",  # what projector.points makes of their mean
+        "settled": "build/mini-pointed",  # two runs of that
+        "photographs": "build/mini-settled",
+        "evidence": "build/mini-photographs",
+        "whole": "build/mini-final",  # the mean of those three runs' ends
     }  # mini's later instruct runs
     recipe = Recipe.load(path)
     check_stage(recipe, "instruct" if stage in before else stage)  # type: ignore[arg-type]
