@@ -107,6 +107,23 @@ def test_what_is_not_a_number_stays_none(team: Team, mode: Any, dtype: torch.dty
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("shape", [(130, 2048), (7, 4160), (500, 8192)])  # the last in several blocks
+def test_many_rows_in_16_bits(team: Team, mode: Any, shape: tuple[int, int]) -> None:
+    """A prompt by rounded weights: within what bfloat16 makes of each weight and of each result."""
+    torch.manual_seed(8)
+    layer = NativeLinear.pack(team, torch.randn(shape), torch.randn(shape[0]), mode, torch.bfloat16)
+    x = torch.randn(130, shape[1]).bfloat16()
+    exact, bias = layer.dequantised(), layer.bias[: shape[0]].double()
+    truth = x.double() @ exact.t() + bias
+    y = layer(x)
+    assert y.dtype == torch.bfloat16
+    bound = 2.0**-8 * (x.double().abs() @ exact.abs().t() + truth.abs() + bias.abs())
+    error = y.double() - truth
+    assert (error.abs() <= bound).all()
+    assert error.square().mean() <= (0.005 * truth.std()) ** 2
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_sums_of_the_largest_codes(team: Team, mode: Any) -> None:
     """Integers hold the sums of products that are all as large as they can be, in either direction."""
     rows = torch.ones(20, 4224)

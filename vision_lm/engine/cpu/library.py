@@ -30,6 +30,7 @@ class Matrix(ctypes.Structure):
         ("inputs", ctypes.c_int64),
         ("kind", ctypes.c_int32),
         ("panels", ctypes.c_int32),
+        ("unpacked", ctypes.c_int32),
     ]
 
 

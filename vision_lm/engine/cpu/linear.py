@@ -15,9 +15,9 @@ from vision_lm.errors import RequestError
 
 STEP = 32  # inputs that the kernels read at a time
 PANEL = 16  # outputs whose weights for one input lie side by side
-# Rows from which a bfloat16 product by torch, with its tiles for matrices, is faster: rounded weights must be
-# dequantised for it first.
-MANY, MANY_INT8, MANY_INT4 = 24, 64, 128
+# Rows from which a product in 16 bits by torch is faster: rounded weights must be dequantised for it first. Where there are
+# tiles, these multiply rounded weights from some rows on.
+MANY, MANY_INT8, MANY_INT4, MANY_TILED = 24, 64, 128, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +78,7 @@ class NativeLinear:
             inputs=self.inputs + (-self.inputs % GROUP if kind == INT4 else 0),
             kind=KINDS[self.weight.dtype] if kind is None else kind,
             panels=self._in_panels,
+            unpacked=False,
         )
 
     @property
@@ -85,14 +86,21 @@ class NativeLinear:
         return self._in_panels and self.weight.dtype == torch.bfloat16
 
     @property
+    def _many(self) -> int:
+        if self._in_panels and self.team.tiles:
+            return MANY_TILED
+        return {torch.int8: MANY_INT8, torch.uint8: MANY_INT4}.get(self.weight.dtype, MANY)
+
+    @property
     def _in_panels(self) -> bool:
         return self.weight.dim() > 2
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (R, K)
-        many = {torch.int8: MANY_INT8, torch.uint8: MANY_INT4}.get(self.weight.dtype, MANY)
-        if x.dtype == torch.float32 or self._tiled or len(rows) < many:
+        few = x.dtype == torch.float32 or len(rows) < self._many
+        if few or self._tiled or (self.team.tiles and self._in_panels):
             matrix = self.matrix
+            matrix.unpacked = not few and not self._tiled
             rows, missing = rows.float(), matrix.inputs - self.inputs
             y = self.team.product(matrix, (F.pad(rows, (0, missing)) if missing else rows).contiguous())
         elif not self._in_panels:

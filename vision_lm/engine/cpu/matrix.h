@@ -24,6 +24,7 @@ struct Matrix {
     int64_t outputs, inputs;
     int32_t kind;
     int32_t panels;
+    int32_t unpacked;  // INT8, INT4: multiplied by tiles as bfloat16 numbers, for many rows
 
     int64_t row_bytes() const {
         switch (kind) {

@@ -10,15 +10,16 @@
 
 namespace vlm {
 
-// Activations x (M, K), and where a matrix wants them their codes or halves.
+// Activations x (M, K), where a matrix wants them their codes or halves, and where it is to be unpacked room for a block.
 struct Activations {
     const float* x;
     int64_t rows;
     const Rounded* rounded;
     const Halves* halves;
+    Bfloat16* room;
 };
 
-inline bool wants_codes(const Matrix& matrix) { return MULTIPLIES_INTEGERS && matrix.kind >= INT8; }
+inline bool wants_codes(const Matrix& matrix) { return MULTIPLIES_INTEGERS && matrix.kind >= INT8 && !matrix.unpacked; }
 
 // Outputs begin to end; begin is a multiple of sixteen.
 inline void multiply(const Matrix& matrix, const Activations& given, int64_t begin, int64_t end, const Target& target) {
@@ -33,7 +34,7 @@ inline void multiply(const Matrix& matrix, const Activations& given, int64_t beg
     if (wants_codes(matrix)) return integer_products(matrix, *given.rounded, rows, begin, end, target);
 #endif
 #if defined(VLM_TILES)
-    if (wants_halves(matrix)) return tiled_products(matrix, *given.halves, rows, begin, end, target);
+    if (wants_halves(matrix)) return tiled_products(matrix, *given.halves, rows, begin, end, given.room, target);
 #endif
     switch (matrix.kind) {
         case FLOAT32: return panel_products<Plain<float>>(matrix, x, rows, begin, end, target);

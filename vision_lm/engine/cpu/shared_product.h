@@ -53,6 +53,7 @@ struct Inputs {
     std::vector<float> normed;
     Rounded rounded;
     Halves halves;
+    Bfloat16s room;
 
     void reserve(const Norm* norm, int64_t rows, const Matrix& matrix) {
         if (norm) normed.resize(std::max<size_t>(normed.size(), rows * matrix.inputs));
@@ -70,8 +71,8 @@ struct Inputs {
         if (wants_halves(matrix)) halves.take(x, first, count, inputs);
     }
 
-    Activations taken(const Norm* norm, const float* x, int64_t rows) const {
-        return {norm ? normed.data() : x, rows, &rounded, &halves};
+    Activations taken(const Norm* norm, const float* x, int64_t rows, Bfloat16* to_unpack) const {
+        return {norm ? normed.data() : x, rows, &rounded, &halves, to_unpack};
     }
 };
 
@@ -94,11 +95,13 @@ class Products {
         } else {
             for (Inputs& own : own_) own.reserve(norm, std::min(rows, BLOCK), matrix);  // here: a piece must not throw
         }
+        for (Inputs& own : own_)
+            if (matrix.unpacked) own.room.resize(std::max<size_t>(own.room.size(), tiled_block(matrix.inputs) * matrix.inputs));
         pieces.run(team_, [&](int64_t m, int64_t count, int64_t begin, int64_t end, int rank) {
             const float* from = x + m * matrix.inputs;
             Inputs& some = own_[pieces.by_outputs() ? 0 : rank];
             if (!pieces.by_outputs()) some.take(norm, from, 0, count, matrix, epsilon);
-            results(some.taken(norm, from, count), m, first + begin, first + end);
+            results(some.taken(norm, from, count, own_[rank].room.data()), m, first + begin, first + end);
         });
     }
 

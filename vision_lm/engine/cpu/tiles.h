@@ -1,4 +1,5 @@
-// bfloat16 weights times float32 activations by AMX's products of tiles (Intel's ISE reference, chapter 3).
+// bfloat16 weights times float32 activations by AMX's products of tiles (Intel's ISE reference, chapter 3). For many rows int8
+// and int4 weights, too, unpacked a block at a time.
 //
 // A tile of the weight is 32 inputs of sixteen outputs, one KiB as it lies in its panel; one of activations is up to sixteen
 // rows. An activation is multiplied as the sum of two bfloat16 numbers, its high and its low part: within a
@@ -9,9 +10,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "matrix.h"
+#include "unpack.h"
 
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && defined(__linux__)
 #define VLM_TILES 1
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -21,6 +22,14 @@ namespace vlm {
 
 constexpr int TILED_PANELS = 2;  // at a time
 constexpr int TILE = 16;         // rows of activations in a tile
+
+constexpr int64_t TILED_BLOCK = 1 << 20;  // bytes of the weight that stay in the core's second cache while the rows go by
+
+// How many outputs these bytes are.
+inline int64_t tiled_block(int64_t inputs) {
+    constexpr int64_t WIDTH = TILED_PANELS * LANES;
+    return std::max<int64_t>(TILED_BLOCK / (inputs * WIDTH * sizeof(Bfloat16)), 1) * WIDTH;
+}
 
 #if defined(VLM_TILES)
 
@@ -39,12 +48,12 @@ inline bool has_tiles() { return false; }
 
 #endif
 
-inline bool wants_halves(const Matrix& matrix) { return matrix.kind == BFLOAT16 && matrix.panels; }
+inline bool wants_halves(const Matrix& matrix) { return (matrix.kind == BFLOAT16 && matrix.panels) || matrix.unpacked; }
 
 // Activations (M, K) as two bfloat16 numbers each, in tiles: sixteen rows whose distance is a power of two would have but a
 // few places in a cache.
 struct Halves {
-    std::vector<Bfloat16> high, low;  // (M / 16, K / 32, 16, 32)
+    Bfloat16s high, low;  // (M / 16, K / 32, 16, 32)
     std::vector<uint8_t> exact;       // (M,): the low ones are all 0
 
     void reserve(int64_t rows, int64_t inputs) {
@@ -71,29 +80,19 @@ struct Halves {
         for (int64_t k = 0; k < inputs; k += LANES) {
             const int64_t at = place(m / TILE * TILE, k, inputs) + m % TILE * STEP + k % STEP;
             const Floats value = load(x + k);
-            const Floats rest = value - rounded(value, high.data() + at);  // of what is no number, none
-            rounded(rest, low.data() + at);
+            const Floats rest = value - to_bfloat16(value, high.data() + at);  // of what is no number, none
+            to_bfloat16(rest, low.data() + at);
             left |= (Words)rest;
         }
         uint32_t any = 0;
         for (int lane = 0; lane < LANES; ++lane) any |= left[lane];
         exact[m] = !any;
     }
-
-    // To bfloat16, which goes to `to`; the nearest, of two that are as near the even one.
-    static Floats rounded(Floats value, Bfloat16* to) {
-        typedef uint16_t Bits __attribute__((vector_size(32)));
-        const Words bits = (Words)value, nearest = value != value ? bits : bits + 0x7fff + (bits >> 16 & 1);
-        const Bits high = __builtin_convertvector(nearest >> 16, Bits);
-        std::memcpy(to, &high, sizeof high);
-        return (Floats)(nearest & 0xffff0000);
-    }
 };
 
 #if defined(VLM_TILES)
 
 constexpr int64_t TILES_AHEAD = 8;        // of a panel that are fetched before they are wanted
-constexpr int64_t TILED_BLOCK = 1 << 20;  // bytes of the weight that stay in the core's second cache while the rows go by
 constexpr int64_t TILE_BYTES = STEP * LANES * sizeof(Bfloat16);
 
 template <int T>
@@ -152,7 +151,7 @@ typedef float TileSums[TILED_ROWS][TILED_PANELS][TILE][LANES];
 template <int C, int V>
 inline void tile_products(const char* panels, const Halves& x, int64_t m, bool exact, int64_t inputs, TileSums& sums) {
     const int64_t panel = inputs / STEP * TILE_BYTES;
-    const auto activations = [&](const std::vector<Bfloat16>& part, int64_t k) {
+    const auto activations = [&](const Bfloat16s& part, int64_t k) {
         tile_load<ACTIVATIONS>(part.data() + Halves::place(m, k, inputs), 64);
         tile_dot<0, ACTIVATIONS, WEIGHTS>();
         if constexpr (V > 1) tile_dot<1, ACTIVATIONS, WEIGHTS + 1>();
@@ -182,17 +181,22 @@ inline void tile_products(const char* panels, const Halves& x, int64_t m, bool e
     if constexpr (C > 1 && V > 1) tile_store<3>(sums[1][1], 64);
 }
 
-// Outputs begin to end, begin a multiple of sixteen, of the weight times `rows` rows, bias added.
-inline void tiled_products(const Matrix& matrix, const Halves& x, int64_t rows, int64_t begin, int64_t end, const Target& target) {
+// Outputs begin to end, begin a multiple of sixteen, of the weight times `rows` rows, bias added. `room`: for a block of
+// weights that are to be unpacked.
+inline void tiled_products(const Matrix& matrix, const Halves& x, int64_t rows, int64_t begin, int64_t end, Bfloat16* room,
+                           const Target& target) {
     alignas(64) TileSums sums;
     TileShapes shapes;
+    constexpr int64_t WIDTH = TILED_PANELS * LANES;
+    const int64_t block = tiled_block(matrix.inputs);
+    Unpacked weight(matrix, room);
     const auto tile = [&]<int C, int V>(int64_t m, int64_t n, std::integral_constant<int, C>, std::integral_constant<int, V>) {
-        tile_products<C, V>(matrix.panel(n), x, m, x.all_exact(m, std::min<int64_t>(C * TILE, rows - m)), matrix.inputs, sums);
+        tile_products<C, V>(weight.panel(n), x, m, x.all_exact(m, std::min<int64_t>(C * TILE, rows - m)), matrix.inputs, sums);
         for (int v = 0; v < V; ++v) {
             const int64_t at = n + v * LANES;
-            const Floats bias = load(matrix.bias + at);
+            const Floats bias = load(matrix.bias + at), scale = weight.scale(at);
             for (int64_t i = 0; i < C * TILE && m + i < rows; ++i)
-                target.put(m + i, at, load(sums[i / TILE][v][i % TILE]) + bias, end - at);
+                target.put(m + i, at, load(sums[i / TILE][v][i % TILE]) * scale + bias, end - at);
         }
     };
     constexpr std::integral_constant<int, 1> one;
@@ -210,11 +214,11 @@ inline void tiled_products(const Matrix& matrix, const Halves& x, int64_t rows, 
         else
             tile(m, n, one, two);
     };
-    constexpr int64_t WIDTH = TILED_PANELS * LANES;
-    const int64_t block = std::max<int64_t>(TILED_BLOCK / (matrix.inputs * WIDTH * sizeof(Bfloat16)), 1) * WIDTH;
-    for (int64_t some = begin; some < end; some += block)
+    for (int64_t some = begin; some < end; some += block) {
+        weight.take(some, std::min(some + block, end));
         for (int64_t m = 0; m < rows; m += TILED_ROWS * TILE)
             for (int64_t n = some; n < std::min(some + block, end); n += WIDTH) at(m, n);
+    }
 }
 
 #endif

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <vector>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -99,6 +101,29 @@ inline void store(Bfloat16* to, float value) {
 inline void store(Float16* to, float value) {
     const _Float16 half = (_Float16)value;
     std::memcpy(to, &half, 2);
+}
+
+// Numbers that begin with a cache line: the 64 bytes of a tile's row would else lie in two.
+template <class T>
+struct Aligned {
+    using value_type = T;
+    Aligned() = default;
+    template <class U>
+    Aligned(const Aligned<U>&) {}
+    T* allocate(size_t count) { return (T*)::operator new(count * sizeof(T), std::align_val_t{64}); }
+    void deallocate(T* at, size_t) { ::operator delete(at, std::align_val_t{64}); }
+    bool operator==(const Aligned&) const { return true; }
+};
+
+using Bfloat16s = std::vector<Bfloat16, Aligned<Bfloat16>>;
+
+// Sixteen of them as bfloat16, which go to `to`, and what these are; the nearest, of two that are as near the even one.
+inline Floats to_bfloat16(Floats value, Bfloat16* to) {
+    typedef uint16_t Bits __attribute__((vector_size(32)));
+    const Words bits = (Words)value, nearest = value != value ? bits : bits + 0x7fff + (bits >> 16 & 1);
+    const Bits high = __builtin_convertvector(nearest >> 16, Bits);
+    std::memcpy(to, &high, sizeof high);
+    return (Floats)(nearest & 0xffff0000);
 }
 
 // The sums of four vectors' lanes. Each lane's sum is taken in the same order wherever it stands.
