@@ -86,7 +86,7 @@ def test_a_hundred_answers_of_mini_are_equal(mini: Path) -> None:
 def test_the_example_of_the_docs_runs(mini: Path, tmp_path: Path) -> None:
     """onnxruntime, numpy, tokenizers and pillow are all it takes; and our own loop does not need torch either."""
     text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(import numpy as np\n.*?)```", text, re.DOTALL)
+    (example,) = re.findall(r"```python\n(import json\nimport numpy as np\n.*?)```", text, re.DOTALL)
     (tmp_path / "mini-onnx").symlink_to(mini)
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     alone = BARE + "sys.modules['vision_lm'] = None\n"
