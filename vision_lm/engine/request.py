@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from random import Random
 from typing import Literal, Protocol
 
 import torch
@@ -68,7 +69,6 @@ class Request:
     ) -> None:
         self.number = number  # by arrival
         self.prompt, self.sampling = prompt, sampling
-        self.random = random.Random(sampling.seed)
         self.stop_strings, self.matcher = stop_strings, matcher
         # Whether its next token is simply the likeliest one, of which nothing but its probability is asked.
         self.greedy = not (
@@ -89,6 +89,11 @@ class Request:
         self.pages: list[int] = []
         self.computed = 0
         self.sealed = 0  # pages
+
+    @cached_property
+    def random(self) -> Random:
+        """Its own generator: seeded only where something is drawn."""
+        return Random(self.sampling.seed)
 
     @property
     def length(self) -> int:
@@ -113,7 +118,8 @@ class Request:
             self.seen = torch.zeros(vocabulary, dtype=torch.bool)
             self.seen[[one for place, one in enumerate(self.prompt.ids) if place not in pictured]] = True
         allowed = self.matcher.mask() if self.matcher else None
-        return Row(self.sampling, self.random.random(), self.seen, allowed)
+        draw = self.random.random() if self.sampling.temperature else 0.0
+        return Row(self.sampling, draw, self.seen, allowed)
 
     def accept(self, token: Token) -> None:
         """Take the next token; it may be the last."""

@@ -8,14 +8,16 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vision_lm.engine.build_cache import build_key, cache_folder, read_build, write_build
 from vision_lm.engine.cpu.errors import CpuKernelError
 
 SOURCES = Path(__file__).parent
+UNITS = (SOURCES / "product.cpp", SOURCES / "decoder.cpp")
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread", "-w")
+FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-pthread", "-w")
 NATIVE = "-march=native"
 SECONDS = 120  # after which a compiler is given up
 
@@ -31,13 +33,25 @@ def build(folder: Path | None = None, target: str = NATIVE) -> bytes:
     if (code := read_build(kept)) is not None:
         return code
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / "decoder.so"
-        done = _run([compiler, *flags, str(SOURCES / "decoder.cpp"), "-o", str(made)])
-        if done.returncode or not made.exists():
-            raise CpuKernelError(f"{compiler} did not build the CPU kernels ({_reason(done.stderr)})")
-        code = made.read_bytes()
+        code = _compiled([compiler, *flags], Path(scratch))
     write_build(kept, code)
     return code
+
+
+def _compiled(command: list[str], scratch: Path) -> bytes:
+    """Every source by itself, side by side, and then all together."""
+    objects = [scratch / f"{source.stem}.o" for source in UNITS]
+    with ThreadPoolExecutor() as pool:
+        pairs = zip(UNITS, objects, strict=True)
+        list(pool.map(lambda pair: _made([*command, "-c", str(pair[0])], pair[1]), pairs))
+    return _made([*command, "-shared", *map(str, objects)], scratch / "decoder.so").read_bytes()
+
+
+def _made(command: list[str], file: Path) -> Path:
+    done = _run([*command, "-o", str(file)])
+    if done.returncode or not file.exists():
+        raise CpuKernelError(f"{command[0]} did not build the CPU kernels ({_reason(done.stderr)})")
+    return file
 
 
 def load(target: str = NATIVE) -> ctypes.CDLL:
