@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import time
@@ -64,6 +65,9 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # The libraries and the models stay until the end: no collection need look through them while every client waits.
+        gc.collect()
+        gc.freeze()
         for one in sockets or ():  # only now: before, a client that reads the log would be refused
             address, port = one.getsockname()[:2]
             log.info("listening", extra={"fields": {"host": address, "port": port}})
