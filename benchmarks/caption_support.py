@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 import vision_lm
-from projector.calibrate import reported_part
 from projector.data.caption_objects import named_things
 from projector.data.corpus import CAPTION_REQUESTS
+from projector.data.held_out import reported_part
 from projector.data.pictures import load_pictures
 from projector.data.samples import Sample, iter_jsonl
 from vision_lm.answer import UNSUPPORTED, Answer, Support

@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mini_quality import Item, held_out_names, plain, questions
 from PIL import Image, ImageDraw, ImageFont
 
 import vision_lm
 from vision_lm.answer import Answer
+from vision_lm.evaluate import own
+from vision_lm.evaluate.answers import listed
+from vision_lm.evaluate.settings import TaskFiles
+from vision_lm.evaluate.tasks import Item
 from vision_lm.model import VisionLM
 
 SIDE, MARGIN, TEXT = 200, 10, 92  # pixels: a picture, around it, and the lines under it
@@ -44,11 +47,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     vlm = vision_lm.load(options.model)
-    held_out = options.data / "corpus" / "held_out"
+    files = TaskFiles(data=options.data)
     tasks = [
-        questions(held_out / "scenes.jsonl"),
-        questions(held_out / "pairs.jsonl"),
-        held_out_names(options.data, held_out / "drawings.jsonl"),
+        own.scenes(files).items,
+        own.scene_questions(options.data / "corpus" / "held_out" / "pairs.jsonl"),
+        own.names(files).items,
     ]
     shown = [failure for items in tasks for failure in failures(vlm, items, options.asked)[: options.shown]]
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -59,11 +62,11 @@ def main() -> None:
 def failures(vlm: VisionLM, items: Sequence[Item], asked: int) -> list[Failure]:
     """The wrong answers among `asked` of the items, the surest first."""
     chosen = random.Random(0).sample(list(items), min(asked, len(items)))
-    replies = vlm.ask([item.image for item in chosen], [item.question for item in chosen])
+    replies = vlm.ask([item.image for item in chosen], [item.question or "" for item in chosen])
     wrong = [
         Failure(item, reply)
         for item, reply in zip(chosen, replies, strict=True)
-        if isinstance(reply, Answer) and plain(reply.text) not in item.answers
+        if isinstance(reply, Answer) and not listed(item, reply.text)
     ]
     return sorted(wrong, key=lambda failure: -failure.said.confidence)
 
@@ -78,8 +81,8 @@ def sheet(shown: Sequence[Failure]) -> Image.Image:
         x, y = place % COLUMNS * width + MARGIN, place // COLUMNS * height + MARGIN
         with Image.open(failure.item.image) as picture:
             page.paste(picture.convert("RGB").resize((SIDE, SIDE)), (x, y))
-        right = min(failure.item.answers, key=len)
-        draw.multiline_text((x, y + SIDE + 4), wrapped(failure.item.question), "black", FONT)
+        right = min(failure.item.references, key=len)
+        draw.multiline_text((x, y + SIDE + 4), wrapped(failure.item.question or ""), "black", FONT)
         said = f"said: {failure.said.text} ({failure.said.confidence:.0%})"
         draw.multiline_text((x, y + SIDE + 38), wrapped(said), "firebrick", FONT)
         draw.multiline_text((x, y + SIDE + 72), wrapped(f"right: {right}", 1), "darkgreen", FONT)

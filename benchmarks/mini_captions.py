@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from projector.calibrate import reported_part
 from projector.caption_truth import caption_truth
 from projector.data.corpus import CAPTION_REQUESTS
+from projector.data.held_out import reported_part
 from projector.data.samples import iter_jsonl
 from vision_lm.model import VisionLM
 

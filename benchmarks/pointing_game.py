@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from mini_quality import interval
 from PIL import Image
 
 import vision_lm
 from projector.data.scene_references import references
 from projector.data.scenes import Thing, compose
+from vision_lm.evaluate.bootstrap import rate
 from vision_lm.explain import GRID, Explanation
 
 MOST = 6  # things of a scene
@@ -52,19 +52,20 @@ def main() -> None:
     given = parser.parse_args()
     vlm = vision_lm.load(given.model)
     hits: list[bool] = []
+    scenes: list[str] = []
     chance: list[float] = []
     wrong = 0
     for one in rounds(given.seed, given.scenes):
         if str(vlm.ask(one.image, one.question)) != one.answer:
             wrong += 1
             continue
-        found = vlm.explain(one.image, one.question, grid=given.grid)
-        hits.append(points_at(found, one.thing))
+        hits.append(points_at(vlm.explain(one.image, one.question, grid=given.grid), one.thing))
+        scenes.append(str(one.seed))
         chance.append(share(one))
         print(f"{one.seed} {'hit ' if hits[-1] else 'miss'} {one.question} {one.answer}", flush=True)
-    low, high = interval(hits)
+    found = rate(hits, scenes)
     print(
-        f"{np.mean(hits):.1%} of {len(hits)} maxima in the asked thing's box (95% interval {low:.1%} to {high:.1%}; "
+        f"{found.value:.1%} of {found.items} maxima in the asked thing's box (95% interval {found.low:.1%} to {found.high:.1%}; "
         f"chance {np.mean(chance):.1%}; bar {BAR:.0%}); {wrong} answered wrongly and left out"
     )
 

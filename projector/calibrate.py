@@ -5,19 +5,19 @@
 Platt scaling of the probabilities; then, from the risk-coverage curve of the same answers, the confidence below which an
 answer counts as `unanswerable`: as many are given as can be with at most the share `--risk` of them wrong.
 
-The first CALIBRATION_SHARE of every held-out file is for this fit alone; `benchmarks/mini_quality.py` reports on
-the rest. One question of a kind and picture, so that no kind drowns the others.
+The first quarter of every held-out file is for this fit alone (`projector.data.held_out`);
+`benchmarks/mini_quality.py` reports on the rest. One question of a kind and picture, so that no kind drowns the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from projector.data.held_out import calibration_part
 from projector.data.samples import QA, Sample, iter_jsonl
 from vision_lm.answer import Answer
 from vision_lm.checkpoint import read_checkpoint, write_checkpoint
@@ -26,7 +26,6 @@ from vision_lm.evaluate.answers import in_any_order
 from vision_lm.evaluate.selective import calibration_error, risk_coverage
 from vision_lm.model import VisionLM
 
-CALIBRATION_SHARE = 0.25
 HELD_OUT = ("scenes.jsonl", "drawings.jsonl")
 
 
@@ -72,16 +71,6 @@ def main() -> None:
     )
     config = dataclasses.replace(checkpoint.config, calibration=calibration)
     write_checkpoint(arguments.model, config, checkpoint.tensors, checkpoint.tokenizer)
-
-
-def calibration_part(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The part of a held-out file that calibration may see."""
-    return samples[: round(CALIBRATION_SHARE * len(samples))]
-
-
-def reported_part(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The part that it may not."""
-    return samples[round(CALIBRATION_SHARE * len(samples)) :]
 
 
 def one_of_each_kind(sample: Sample) -> list[QA]:

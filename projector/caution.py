@@ -15,8 +15,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from projector.calibrate import calibration_part
 from projector.caption_truth import CaptionTruth, caption_truth
+from projector.data.held_out import calibration_part
 from projector.data.pictures import load_pictures
 from projector.data.samples import iter_jsonl
 from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vision_lm.evaluate.answers import choice, exact, listed, textvqa_accuracy, vqa_accuracy
-from vision_lm.evaluate.bootstrap import scores
+from vision_lm.evaluate.bootstrap import rate, scores
 from vision_lm.evaluate.captions import NO_JAVA, CocoCaptions
 from vision_lm.evaluate.pope import Pope, says_yes
 from vision_lm.evaluate.tasks import Item, Measured, Scorer
@@ -190,3 +190,4 @@ def test_the_interval_holds_the_standard_error() -> None:
     assert (alone.low, alone.high) == pytest.approx((0.451, 0.549), abs=0.006)
     assert shared.high - shared.low == pytest.approx(2 * (alone.high - alone.low), rel=0.1)
     assert alone == scores(Mean(), measured, [str(n) for n in range(400)], 0, 2000)["accuracy"]
+    assert alone == rate(right.tolist(), [str(n) for n in range(400)], 0, 2000)

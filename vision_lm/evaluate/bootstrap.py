@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vision_lm.evaluate.tasks import Measured, Scorer
+from vision_lm.evaluate.tasks import Measured, Scorer, mean
 
 LOW, HIGH = 2.5, 97.5  # percentiles of a 95% interval
 
@@ -37,6 +37,14 @@ def scores(
         low, high = np.percentile(spread[name], [LOW, HIGH])
         found[name] = Score(float(value), float(low), float(high), len(pictures))
     return found
+
+
+def rate(right: Sequence[float], pictures: Sequence[str], seed: int = 0, resamples: int = 1_000) -> Score:
+    """How many are right: the mean of `right` (0 to 1), one for each of the `pictures`."""
+    counts = np.stack([np.asarray(right, dtype=float), np.ones(len(right))], axis=1)  # (items, 2)
+    drawn = mean(_resampled(_by_picture(counts, pictures), seed, resamples), 0, 1)
+    low, high = np.percentile(drawn, [LOW, HIGH])
+    return Score(float(counts[:, 0].mean()), float(low), float(high), len(pictures))
 
 
 def _by_picture(counts: np.ndarray, pictures: Sequence[str]) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from projector.data import easy_vqa as package
 from projector.data.caption_objects import hallucinated, named_things
 from projector.data.corpus import CAPTION_REQUESTS, HELD_OUT_STYLE
+from projector.data.held_out import reported_part
 from projector.data.pictures import load_pictures
 from projector.data.samples import Sample, iter_jsonl
 from projector.data.scene_grammar import with_article
@@ -20,7 +21,6 @@ from vision_lm.evaluate.answers import Accuracy, exact, listed
 from vision_lm.evaluate.settings import TaskFiles
 from vision_lm.evaluate.tasks import Item, Measured, Scores, Task, mean
 
-CALIBRATED = 0.25  # the first part of every held-out file, on which a confidence may have been fitted
 NOWHERE = (0.0, 0.0, 0.0, 0.0)  # the box of a thing that only counts as there
 
 
@@ -36,13 +36,17 @@ def easy_vqa(files: TaskFiles) -> Task:
 def scenes(files: TaskFiles) -> Task:
     """Questions about drawn scenes of seeds that were never trained; lists in any order."""
     path = _held_out(files, "scenes.jsonl")
-    items = [
+    return Task("scenes", scene_questions(path), Accuracy(listed), (path,), blind=True)
+
+
+def scene_questions(path: Path) -> tuple[Item, ...]:
+    """What a held-out file asks about scenes, in the part that no choice was made by."""
+    return tuple(
         Item(f"{number}/{place}", sample.images[0], (turn.answer,), turn.question, turn.kind)
         for number, sample in _reported(path)
         for place, turn in enumerate(sample.turns)
         if turn.kind != "caption"
-    ]
-    return Task("scenes", tuple(items), Accuracy(listed), (path,), blind=True)
+    )
 
 
 def names(files: TaskFiles) -> Task:
@@ -121,5 +125,5 @@ def _held_out(files: TaskFiles, name: str) -> Path:
 
 
 def _reported(path: Path) -> list[tuple[int, Sample]]:
-    samples = list(enumerate(iter_jsonl(path)))
-    return samples[round(CALIBRATED * len(samples)) :]
+    """Numbered by their lines."""
+    return list(reported_part(list(enumerate(iter_jsonl(path)))))
