@@ -36,7 +36,9 @@ def average(first: Checkpoint, second: Checkpoint, share: float) -> Checkpoint:
         )
     tensors = {}
     for name, tensor in second.tensors.items():
-        mean = (1 - share) * first.tensors[name].float() + share * tensor.float()
+        # By way of the difference: a frozen tower stays what it is, to the last bit, and so do its cached features.
+        change = tensor.float() - first.tensors[name].float()
+        mean = tensor.float() - (1 - share) * change
         tensors[name] = mean.to(tensor.dtype) if tensor.is_floating_point() else tensor
     return dataclasses.replace(second, tensors=tensors)
 

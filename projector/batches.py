@@ -84,7 +84,8 @@ class BatchMaker:
         features = self.cache.get(paths) if paths else None
         if self.lender is not None and features is not None:
             lent = [one.drawn.rng if one.drawn.evidence else None for one in loaded]
-            samples, features = lend_all(self.lender, samples, lent, features, self.mixture.max_turns)
+            views = self.encoder.config.pooled
+            samples, features = lend_all(self.lender, samples, lent, features, views, self.mixture.max_turns)
             rows = [
                 self._pack(sample) if rng else row
                 for sample, rng, row in zip(samples, lent, rows, strict=True)

@@ -44,7 +44,7 @@ TRUNK = VisionConfig(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     features=(-2, -1),
-    pooled=("all", "centre"),
+    pooled=("subject", "all", "centre"),
 )
 
 
@@ -61,7 +61,7 @@ def vit_checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def trunk_checkpoint() -> Checkpoint:
-    """Random weights: a timm trunk of 9 patches and two pooled tokens, and a 2-layer Phi."""
+    """Random weights: a timm trunk of 9 patches and three pooled tokens, and a 2-layer Phi."""
     return random_checkpoint(TRUNK, seed=2)  # of pictures that differ it says different things
 
 

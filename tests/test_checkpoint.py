@@ -142,6 +142,11 @@ def test_a_missing_or_damaged_file_is_named(folder: Path, name: str) -> None:
         (["vision", "fill"], [0, 0, 255], "vision.fill is [0.0, 0.0, 255.0], allowed: 0 to 1"),
         (["projector", "hidden_features"], 0, "projector.hidden_features is 0"),
         (["projector", "positions"], -1, "projector.positions is -1"),
+        (
+            ["vision", "pooled"],
+            ["subject"],
+            "vision.pooled has 'subject', allowed where projector.pooled_softmax",
+        ),
         (["text", "num_attention_heads"], 0, "text.num_attention_heads is 0, allowed: above 0"),
         (["text", "num_key_value_heads"], 0, "text.num_key_value_heads is 0"),
         (["text", "num_key_value_heads"], -2, "text.num_key_value_heads is -2"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration
 
 from tests.conftest import VIT, random_checkpoint, random_phi, randomise, text_config
-from vision_lm.checkpoint import read_checkpoint
+from vision_lm.checkpoint import Checkpoint, read_checkpoint
 from vision_lm.config import TextConfig
 from vision_lm.encoder import ImageEncoder
 from vision_lm.engine import Engine, Prompt, Sampling, TorchDecoder
@@ -125,6 +125,17 @@ def test_tower_features_equal_clips_hidden_state(quick_gelu: bool) -> None:
         ours = encoder(pixels).patches
     assert ours.shape == (3, 16, 32)
     assert close(ours, theirs)
+
+
+def test_a_subjects_evidence_is_the_mean_of_its_views(trunk_checkpoint: Checkpoint) -> None:
+    """One third of the whole picture's class probabilities and two of its centre's, by float64 on timm's own head."""
+    encoder = VisionLM(trunk_checkpoint, device="cpu").encoder
+    trunk, pixels = encoder.tower.trunk.double(), torch.randn(2, 3, 96, 96, dtype=torch.float64)
+    final = trunk.forward_features(pixels)  # (2, C, 3, 3)
+    views = (final, final[:, :, 1:-1, 1:-1])
+    whole, centre = (trunk.forward_head(view).softmax(-1) for view in views)  # (2, 10)
+    subject = encoder(pixels).pooled[:, 0].softmax(-1)
+    torch.testing.assert_close(subject, whole / 3 + centre * 2 / 3, rtol=1e-12, atol=1e-14)
 
 
 def test_spliced_logits_equal_llava() -> None:

@@ -385,7 +385,7 @@ def test_true_asks_for_any_json_object(grammars: Grammars, mini_tokenizer: Token
 @pytest.mark.parametrize(
     "regex",
     [
-        r"\d{1,3}(\.\d)?",
+        r"[0-9]{1,3}(\.[0-9])?",
         "(red|blue)( and (green|pink))*",
         "^[A-Z][a-z]{0,7}$",
         r"a/b+\\|\"[^\"\n]{3}\"",

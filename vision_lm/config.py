@@ -53,7 +53,8 @@ class VisionConfig:
     fill: tuple[float, float, float] | None = None  # what "pad" pads with, 0 to 1; None: the mean
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     features: tuple[int, ...] = (-2,)  # hidden states, concatenated on the coarsest grid
-    pooled: tuple[Literal["all", "centre"], ...] = ()  # CLIP embeddings added as tokens of their own
+    # CLIP embeddings added as tokens of their own: the whole picture's, its centre's, and, of class logits, their mixture
+    pooled: tuple[Literal["subject", "all", "centre"], ...] = ()
     # siglip: no class token, a patch embedding with a bias; eva: patches turned by their places, SwiGLU
     kind: Literal["open_clip", "siglip", "eva"] = "open_clip"
     normed: bool = False  # the tower's last LayerNorm is applied to the features
@@ -226,6 +227,8 @@ class Config:
             yield f"{text.num_attention_heads} heads cannot share {text.num_key_value_heads} key-value heads"
         if text.rotary_dim % 2:
             yield f"text.partial_rotary_factor turns {text.rotary_dim} of a head's {text.head_dim} values, allowed: an even number"
+        if "subject" in vision.pooled and not projector.pooled_softmax:
+            yield "vision.pooled has 'subject', allowed where projector.pooled_softmax is true: it mixes class probabilities"
         if bool(vision.pooled) != bool(projector.pooled_features):
             yield f"vision.pooled {list(vision.pooled)} and projector.pooled_features {projector.pooled_features} disagree"
         for name in ("image_token_id", "eos_token_id", "bos_token_id"):

@@ -24,10 +24,8 @@ from projector.data import photo_facts
 from projector.data.imagenet_names import CLASSES
 from projector.data.samples import QA, Sample
 from vision_lm.config import PromptConfig
-from vision_lm.encoder import Features
+from vision_lm.encoder import Features, subject
 
-# How much the middle's evidence counts: the subject is mostly there, and classifiers are scored on centre crops.
-CENTRE = 2 / 3
 # The height of a peak: from one that can just be told from the noise to one beyond doubt.
 _PEAK = (3.0, 12.0)
 
@@ -55,8 +53,8 @@ class EvidenceLender:
             members.setdefault(entry.basic, []).append(index)
         return members
 
-    def logits(self, rng: random.Random) -> np.ndarray:
-        """(2, 1000): the evidence of the whole picture, and of its centre."""
+    def logits(self, rng: random.Random) -> dict[str, Tensor]:
+        """The evidence (1000,) of the whole picture, of its centre, and of both, as VisionConfig.pooled names them."""
         noise = np.random.default_rng(rng.getrandbits(32))
         peaks = self._peaks(rng)
         base = np.zeros(len(CLASSES), np.float32)
@@ -70,13 +68,12 @@ class EvidenceLender:
             if rng.random() < 0.15:  # something else stands beside or around the subject
                 own = own + self.similarity[rng.randrange(len(CLASSES))] * rng.uniform(2.0, 8.0)
             views.append(own)
-        return np.stack(views).astype(np.float32)
+        whole, centre = torch.from_numpy(np.stack(views).astype(np.float32))
+        return {"subject": subject(whole, centre), "all": whole, "centre": centre}
 
-    def sample(self, logits: np.ndarray, count: int, rng: random.Random) -> tuple[QA, ...]:
-        """Questions and captions that are true of these logits."""
-        exponent = np.exp(logits - logits.max(-1, keepdims=True))
-        whole, centre = exponent / exponent.sum(-1, keepdims=True)  # (1000,) each
-        facts = photo_facts.photo_facts((1 - CENTRE) * whole + CENTRE * centre)
+    def sample(self, logits: Tensor, count: int, rng: random.Random) -> tuple[QA, ...]:
+        """Questions and captions that are true of these logits (1000,)."""
+        facts = photo_facts.photo_facts(logits.softmax(-1).numpy())
         requests = {
             "short": self.captions.caption_short,
             "normal": self.captions.caption_normal,
@@ -90,16 +87,16 @@ class EvidenceLender:
 
     def lend(
         self, sample: Sample, patches: Tensor, other: Tensor, rng: random.Random, count: int
-    ) -> tuple[Sample, Tensor, Tensor]:
-        """A sample about synthetic evidence: its turns, mixed patches (N, Dv), logits (2, 1000)."""
+    ) -> tuple[Sample, Tensor, dict[str, Tensor]]:
+        """A sample about synthetic evidence: its turns, mixed patches (N, Dv), logits (1000,) of every view."""
         logits = self.logits(rng)
         noise = torch.Generator().manual_seed(rng.getrandbits(32))
         order = torch.randperm(patches.shape[0], generator=noise)
         share = torch.rand(patches.shape[0], 1, generator=noise)
         mixed = (share * patches + (1 - share) * other[order]) * rng.uniform(0.7, 1.4)
         mixed = mixed + torch.randn(mixed.shape, generator=noise) * mixed.std() * rng.uniform(0.0, 0.5)
-        turns = self.sample(logits, count, rng)
-        return dataclasses.replace(sample, turns=turns, linked=False), mixed, torch.from_numpy(logits)
+        turns = self.sample(logits["subject"], count, rng)
+        return dataclasses.replace(sample, turns=turns, linked=False), mixed, logits
 
     def _noise(self, noise: np.random.Generator, kin: float) -> np.ndarray:
         """(1000,), of spread 1: the part `kin` shared by classes that are alike, the rest each class's own."""
@@ -123,9 +120,13 @@ def lend_all(
     samples: Sequence[Sample],
     lent: Sequence[random.Random | None],
     features: Features,
+    views: Sequence[str],
     count: int,
 ) -> tuple[list[Sample], Features]:
-    """Replace each sample that has a random state in `lent` (it must show exactly one picture) by synthetic evidence."""
+    """Replace each sample that has a random state in `lent` (it must show exactly one picture) by synthetic evidence.
+
+    views: VisionConfig.pooled, which says what the pooled tokens are of.
+    """
     if features.pooled is None:
         raise ValueError("class evidence needs a tower whose pooled tokens are class logits")
     patches, pooled = features.patches.clone(), features.pooled.clone()  # (I, N, Dv), (I, P, E)
@@ -133,9 +134,10 @@ def lend_all(
     for sample, rng in zip(samples, lent, strict=True):
         if rng is not None:
             neighbour = features.patches[rng.randrange(len(patches))]
-            sample, patches[place], pooled[place] = lender.lend(
+            sample, patches[place], logits = lender.lend(
                 sample, features.patches[place], neighbour, rng, count
             )
+            pooled[place] = torch.stack([logits[view] for view in views])  # (P, 1000)
         result.append(sample)
         place += len(sample.images)
     return result, Features(patches, pooled)

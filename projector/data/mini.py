@@ -44,7 +44,7 @@ VISION = VisionConfig(
     std=(0.5, 0.5, 0.5),
     resize="squash",
     features=(-3, -2, -1),  # strides 8, 16 and 32
-    pooled=("all", "centre"),
+    pooled=("subject", "all", "centre"),
 )
 
 
@@ -167,7 +167,7 @@ def corpus_text(corpus: Path, lender: EvidenceLender) -> Iterator[str]:
     """Every question and answer, and what is said about class evidence: each once, so that rare names count."""
     rng = random.Random(0)
     trained = (turn for path in sorted(corpus.glob("*.jsonl")) for s in iter_jsonl(path) for turn in s.turns)
-    evidence = (turn for _ in range(20_000) for turn in lender.sample(lender.logits(rng), 8, rng))
+    evidence = (turn for _ in range(20_000) for turn in lender.sample(lender.logits(rng)["subject"], 8, rng))
     told: set[str] = set()
     for turn in itertools.chain(trained, evidence):
         text = f"{turn.question}\n{turn.answer}"

@@ -102,7 +102,7 @@ def test_our_own_recipes_are_good(path: Path) -> None:
         "settled": "build/mini-pointed",  # two runs of that
         "photographs": "build/mini-settled",
         "evidence": "build/mini-photographs",
-        "whole": "build/mini-final",  # the mean of those three runs' ends
+        "whole": "build/mini-subject",  # the mean of those three runs' ends, with a token more
     }  # mini's later instruct runs
     recipe = Recipe.load(path)
     check_stage(recipe, "instruct" if stage in before else stage)  # type: ignore[arg-type]

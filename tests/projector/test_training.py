@@ -30,7 +30,7 @@ def test_packed_questions_learn_as_if_alone(trunk_checkpoint: Checkpoint) -> Non
     """Packing changes the cost and nothing else: the loss is transformers' own, question by question, each counting
     as the root of its answer's length."""
     model = open_for_training(trunk_checkpoint, Recipe("", "", (Source(""),), language_model="full"))
-    prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 11)
+    prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 12)
     turns = (
         QA("What colour is the cube?", "red"),
         QA("How many cats are there?", "two cats"),
@@ -40,13 +40,13 @@ def test_packed_questions_learn_as_if_alone(trunk_checkpoint: Checkpoint) -> Non
     packed = collate([pack_sample(Sample((Path("x"),), turns), prompts, 500)])
     ours = model(packed, picture, None)
     features = model.encoder(picture)
-    tokens = model.projector(features.patches, features.pooled)  # (1, 11, Dt)
+    tokens = model.projector(features.patches, features.pooled)  # (1, 12, Dt)
     total, count = 0.0, 0.0
     for turn in turns:
         question = prompts.encode(prompts.config.question.format(question=turn.question))
         answer = prompts.answer_ids(turn.answer)
         text = model.phi.get_input_embeddings()(torch.tensor([question + answer]))
-        labels = torch.tensor([[-100] * (11 + len(question)) + answer])
+        labels = torch.tensor([[-100] * (12 + len(question)) + answer])
         loss = model.phi(inputs_embeds=torch.cat([tokens, text], dim=1), labels=labels).loss
         total, count = total + loss * len(answer) ** 0.5, count + len(answer) ** 0.5
     torch.testing.assert_close(ours, total / count, rtol=1e-5, atol=1e-5)
@@ -55,9 +55,9 @@ def test_packed_questions_learn_as_if_alone(trunk_checkpoint: Checkpoint) -> Non
 def test_dialogue_turns_see_earlier_ones(trunk_checkpoint: Checkpoint) -> None:
     """In a linked sample a change of the first turn changes the second turn's loss; in an independent one it does not."""
     model = open_for_training(trunk_checkpoint, Recipe("", "", (Source(""),), language_model="full"))
-    prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 11)
+    prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 12)
     features = Features(
-        torch.randn(1, 9, trunk_checkpoint.config.projector.in_features), torch.randn(1, 2, 10)
+        torch.randn(1, 9, trunk_checkpoint.config.projector.in_features), torch.randn(1, 3, 10)
     )
 
     def second_turn(first_answer: str, linked: bool) -> float:
@@ -75,11 +75,11 @@ def test_dialogue_turns_see_earlier_ones(trunk_checkpoint: Checkpoint) -> None:
 
 def test_an_answer_begins_within_max_tokens(trunk_checkpoint: Checkpoint) -> None:
     """A question too long to be answered gives way to the next one; a row that teaches nothing is refused."""
-    prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 11)
+    prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 12)
     long, short = QA("Why? " * 20, "red"), QA("What is it?", "a cube " * 50)
     row = pack_sample(Sample((Path("x"),), (long, short)), prompts, 60)
     assert len(row.ids) == 60
-    learnt = 60 - 11 - len(prompts.encode(prompts.config.question.format(question=short.question))) + 1
+    learnt = 60 - 12 - len(prompts.encode(prompts.config.question.format(question=short.question))) + 1
     assert [label for label in row.labels if label != IGNORED] == prompts.answer_ids(short.answer)[:learnt]
     for images, turns, linked in (
         ((), (long,), False),
@@ -97,7 +97,7 @@ def test_a_batch_of_text_reaches_every_trained_weight(
     """With zeros where only a picture would teach: DistributedDataParallel waits for the gradient of each."""
     whole = {"language_model": "full"} | settings
     model = open_for_training(trunk_checkpoint, Recipe("", "", (Source(""),), **whole))
-    prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 11)
+    prompts = PromptBuilder(trunk_checkpoint.tokenizer, trunk_checkpoint.config.prompt, 12)
     model(
         collate([pack_sample(Sample((), (QA("Two plus two?", "Four."),)), prompts, 500)]), None, None
     ).backward()
@@ -184,7 +184,7 @@ def test_pictures_of_more_tokens_than_fit(start: Path, data: Path, tmp_path: Pat
     cache = str(tmp_path / "features") if cached else None
     path = recipe_file(start, data, max_tokens=11, feature_cache=cache)
     for skip in (False, True):
-        with pytest.raises(DataError, match=r"train\.jsonl:\d: 11 image tokens .* max_tokens is 11"):
+        with pytest.raises(DataError, match=r"train\.jsonl:\d: 12 image tokens .* max_tokens is 11"):
             main(path, "instruct", skip_bad=skip)
 
 
