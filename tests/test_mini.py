@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import vision_lm
 from projector.data import easy_vqa
@@ -38,6 +38,24 @@ def test_real_photographs_are_named(mini: VisionLM, photograph: str, words: tupl
     """scikit-image's photographs, as the demo ships them and none seen in training: the caption names the thing."""
     caption = mini.caption(EXAMPLES / photograph).text.lower()
     assert any(re.search(rf"\b{word}\b", caption) for word in words), caption
+
+
+@pytest.mark.parametrize(
+    "red",
+    [
+        (230, 30, 30),
+        pytest.param(
+            (220, 40, 40),
+            marks=pytest.mark.xfail(strict=True, reason="a dull red is brown to mini: docs/mini.md"),
+        ),
+    ],
+)
+def test_a_red_circle_is_red(mini: VisionLM, red: tuple[int, int, int]) -> None:
+    """Colours are not drawn from the palette of the training scenes alone."""
+    picture = Image.new("RGB", (256, 256), (250, 250, 250))
+    ImageDraw.Draw(picture).ellipse((20, 80, 110, 170), fill=red)
+    ImageDraw.Draw(picture).rectangle((150, 90, 235, 175), fill=(40, 70, 210))
+    assert mini.ask(picture, "What colour is the circle?").text == "red"
 
 
 def test_existence_in_a_photograph(mini: VisionLM) -> None:

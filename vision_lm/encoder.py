@@ -76,10 +76,10 @@ class ImageEncoder(nn.Module):
             return Features(concatenate(maps)[:, self.config.skip_patches :])
         trunk = self.tower.trunk
         final, maps = trunk.forward_intermediates(pixels, indices=indices)  # (B, C, H, W), list of maps
-        read = {
-            window: trunk.forward_head(_window(final, window)) for window in ("all", "centre")
-        }  # (B, E) each
-        if "subject" in self.config.pooled:
+        mixed = "subject" in self.config.pooled
+        windows = ("all", "centre") if mixed else self.config.pooled
+        read = {window: trunk.forward_head(_window(final, window)) for window in windows}  # (B, E) each
+        if mixed:
             read["subject"] = subject(read["all"], read["centre"])
         pooled = torch.stack([read[view] for view in self.config.pooled], dim=1)  # (B, P, E)
         return Features(concatenate(maps), pooled)
