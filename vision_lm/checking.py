@@ -3,7 +3,8 @@
 A caption is written in one go, and names things in passing that the same model denies when it is asked about them alone. So
 of everything that a caption names three opinions are heard: how likely its words were, whether it is there ("Is there a
 cat?"), and whether there are enough ("How many cats are there?"). The mean of the three probabilities tells better than any
-of them what is there (on mini's calibration scenes; figures of the others in docs/mini.md). After hallucination correction
+of them what is there (on mini's calibration scenes; figures of the others in docs/mini.md). Of a caption whose form the
+caller gave, the first opinion is not the model's: the other two decide. After hallucination correction
 with a second model (Woodpecker: Yin et al. 2023, arXiv 2310.16045), here with the model as its own judge.
 """
 
@@ -88,7 +89,7 @@ class Mention:
 class Opinions:
     """What the model says of one mention."""
 
-    likely: float  # 0 to 1: its words in the caption
+    likely: float | None  # 0 to 1: its words in the caption; None where they were not the model's own choice
     there: float  # 0 to 1: yes
     many: Mapping[int, float]  # the probability of each number
 
@@ -96,15 +97,16 @@ class Opinions:
         """0 to 1: that there are at least so many."""
         total = sum(self.many.values())
         enough = sum(one for count, one in self.many.items() if count >= number)
-        return fmean((self.likely, self.there, enough / total if total else 0.0))
+        heard = (self.likely, self.there, enough / total if total else 0.0)
+        return fmean(one for one in heard if one is not None)
 
 
 class Check:
     """A caption's second look: what the model is asked about it, and what its answers leave of it."""
 
-    def __init__(self, vlm: VisionLM, image: Any, caption: Answer) -> None:
-        """`image`: whatever a turn may show; the one that was described."""
-        self._vlm, self._caption = vlm, caption
+    def __init__(self, vlm: VisionLM, image: Any, caption: Answer, *, forced: bool = False) -> None:
+        """`image`: whatever a turn may show; the one that was described. `forced`: the caption had a given form."""
+        self._vlm, self._caption, self._forced = vlm, caption, forced
         self._mentions = _mentions(caption.text)
         questions = [question for one in self._mentions for question in one.questions]
         self.conversations = [[Turn(question, (image,))] for question in questions]
@@ -118,7 +120,8 @@ class Check:
         words = (_first_words(self._vlm, reply) for reply in replies)
         opinions = []
         for one in self._mentions:
-            likely = likelihood(one.phrase, spans, self._caption.token_logprobs)
+            # Words of a given form are as unlikely as the form is unusual; a model that points could not point in them.
+            likely = None if self._forced else likelihood(one.phrase, spans, self._caption.token_logprobs)
             opinions.append(Opinions(likely, _yes(next(words)), _numbers(next(words))))
         return _corrected(self._caption, self._mentions, opinions)
 
@@ -130,13 +133,18 @@ def first_word(vlm: VisionLM) -> Task:
 
 
 def checked(
-    vlm: VisionLM, images: Sequence[ImageSource], captions: Sequence[Answer], pictures: Pictures
+    vlm: VisionLM,
+    images: Sequence[ImageSource],
+    captions: Sequence[Answer],
+    pictures: Pictures,
+    *,
+    forced: bool = False,
 ) -> list[Answer]:
     """Each picture's caption with what is not confirmed taken back. Raises RequestError and ImageError.
 
     Costs the first word of two answers for each thing that is named; the picture itself is computed once.
     """
-    checks = [Check(vlm, *pair) for pair in zip(images, captions, strict=True)]
+    checks = [Check(vlm, *pair, forced=forced) for pair in zip(images, captions, strict=True)]
     asked = [one for check in checks for one in check.conversations]
     replies = iter(vlm.replies(asked, first_word(vlm), pictures))
     return [check.corrected(list(islice(replies, len(check.conversations)))) for check in checks]

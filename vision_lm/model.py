@@ -224,7 +224,7 @@ class VisionLM:
         if support:
             replies = self._supported(turns, replies, pictures)
         if checked:
-            replies = self._checked(images, replies, pictures)
+            replies = self._checked(images, replies, pictures, forced=task.sampling.constraint is not None)
         return replies if isinstance(image, list) else replies[0]
 
     @overload
@@ -354,10 +354,11 @@ class VisionLM:
         return [next(found) if isinstance(one, Answer) else one for one in replies]
 
     def _checked(
-        self, images: Sequence[ImageSource], replies: Sequence[Reply], pictures: Pictures
+        self, images: Sequence[ImageSource], replies: Sequence[Reply], pictures: Pictures, *, forced: bool
     ) -> list[Reply]:
         fine = [(image, one) for image, one in zip(images, replies, strict=True) if isinstance(one, Answer)]
-        found = iter(confirmed(self, [pair[0] for pair in fine], [pair[1] for pair in fine], pictures))
+        described, captions = [pair[0] for pair in fine], [pair[1] for pair in fine]
+        found = iter(confirmed(self, described, captions, pictures, forced=forced))
         return [next(found) if isinstance(one, Answer) else one for one in replies]
 
     def _stream(self, turns: Sequence[Turn], task: Task) -> AnswerStream:
