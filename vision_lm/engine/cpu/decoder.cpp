@@ -261,6 +261,15 @@ void vlm_decoder_end(Decoder* decoder) { delete decoder; }
 
 int vlm_tiles() { return has_tiles(); }
 
+// Whether weights of 16 bits are to lie in rows: without AVX-512 torch has nothing for them that is faster.
+int vlm_rows() {
+#if defined(__AVX512F__)
+    return true;
+#else
+    return false;
+#endif
+}
+
 int vlm_step(Decoder* decoder, const Batch* batch) {
     return tried([&] { decoder->step(*batch); });
 }

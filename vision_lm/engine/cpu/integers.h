@@ -1,4 +1,4 @@
-// int8 and int4 weights times activations rounded to 15 bits, by integer dot products (AVX-512 VNNI).
+// int8 and int4 weights times activations rounded to 15 bits, by integer dot products (of AVX-512 VNNI, where there is one).
 //
 // A row of activations becomes x = code * step, within max|x| / 65,534 of the truth: finer than bfloat16 for all that is
 // above a 128th of the largest. Integer sums are exact, so that no row depends on the others beside it.
@@ -10,12 +10,6 @@
 #include "panels.h"
 
 namespace vlm {
-
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-constexpr bool MULTIPLIES_INTEGERS = true;
-#else
-constexpr bool MULTIPLIES_INTEGERS = false;
-#endif
 
 constexpr float LARGEST = 32767;  // code of an activation
 
@@ -47,10 +41,9 @@ struct Rounded {
         step[m] = most / LARGEST + sum(nothing);
         constexpr float ROUNDER = 12582912.f;  // 1.5 * 2**23: its low bits then hold the code
         for (int64_t k = 0; k < inputs; k += LANES) {
-            typedef int16_t Shorts __attribute__((vector_size(32)));
-            const Ints bits = (Ints)(load(x + k) * inverse + ROUNDER);
-            const Shorts some = __builtin_convertvector(bits, Shorts);
-            std::memcpy(codes.data() + m * inputs + k, &some, sizeof some);
+            int32_t bits[LANES];
+            write((float*)bits, load(x + k) * inverse + ROUNDER);
+            for (int lane = 0; lane < LANES; ++lane) codes[m * inputs + k + lane] = (int16_t)bits[lane];
         }
         for (int64_t g = 0; g < inputs / GROUP; ++g) {
             int32_t total = 0;
@@ -60,18 +53,108 @@ struct Rounded {
     }
 };
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+// Sixteen integer sums; sixteen pairs of small integers, widened to 16 bits; and the dot products of one with another.
 
-inline __m512i dot(__m512i sum, __m512i a, __m512i b) { return _mm512_dpwssd_epi32(sum, a, b); }
-inline __m512i widened(const int8_t* from) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from)); }
-inline __m512i widened(const uint8_t* from) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from)); }
-inline Floats as_floats(__m512i ints) { return (Floats)_mm512_cvtepi32_ps(ints); }
+#if defined(__AVX512BW__)
+
+using Sums = __m512i;
+using Codes = __m512i;
+
+inline Sums dot(Sums sum, Codes a, Codes b) {
+#if defined(__AVX512VNNI__)
+    return _mm512_dpwssd_epi32(sum, a, b);
+#else
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+#endif
+}
+inline Codes widened(const int8_t* from) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from)); }
+inline Codes widened(const uint8_t* from) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from)); }
+inline Codes low_nibbles(Codes both) { return _mm512_and_si512(both, _mm512_set1_epi16(15)); }
+inline Codes high_nibbles(Codes both) { return _mm512_srli_epi16(both, 4); }
+inline Codes repeated(int32_t pair) { return _mm512_set1_epi32(pair); }
+inline Floats as_floats(Sums sums) { return (Floats)_mm512_cvtepi32_ps(sums); }
+
+#elif defined(__AVX2__)
+
+struct Sums {
+    __m256i low, high;
+};
+using Codes = Sums;
+
+inline Sums dot(Sums sum, Codes a, Codes b) {
+    return {_mm256_add_epi32(sum.low, _mm256_madd_epi16(a.low, b.low)), _mm256_add_epi32(sum.high, _mm256_madd_epi16(a.high, b.high))};
+}
+inline Codes widened(const int8_t* from) {
+    const auto* at = (const __m128i*)from;
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(at)), _mm256_cvtepi8_epi16(_mm_loadu_si128(at + 1))};
+}
+inline Codes widened(const uint8_t* from) {
+    const auto* at = (const __m128i*)from;
+    return {_mm256_cvtepu8_epi16(_mm_loadu_si128(at)), _mm256_cvtepu8_epi16(_mm_loadu_si128(at + 1))};
+}
+inline Codes low_nibbles(Codes both) {
+    const __m256i low = _mm256_set1_epi16(15);
+    return {_mm256_and_si256(both.low, low), _mm256_and_si256(both.high, low)};
+}
+inline Codes high_nibbles(Codes both) { return {_mm256_srli_epi16(both.low, 4), _mm256_srli_epi16(both.high, 4)}; }
+inline Codes repeated(int32_t pair) { return {_mm256_set1_epi32(pair), _mm256_set1_epi32(pair)}; }
+inline Floats as_floats(Sums sums) {
+    Floats floats;
+    floats.low = (Native)_mm256_cvtepi32_ps(sums.low);
+    floats.high = (Native)_mm256_cvtepi32_ps(sums.high);
+    return floats;
+}
+
+#else
+
+struct Sums {
+    int32_t lane[LANES];
+};
+
+struct Codes {
+    int16_t code[2 * LANES];
+};
+
+template <class Operation>
+inline Codes each_code(Operation operation) {
+    Codes codes;
+    for (int i = 0; i < 2 * LANES; ++i) codes.code[i] = operation(i);
+    return codes;
+}
+
+inline Sums dot(Sums sum, const Codes& a, const Codes& b) {
+    for (int i = 0; i < LANES; ++i)
+        sum.lane[i] += (int32_t)a.code[2 * i] * b.code[2 * i] + (int32_t)a.code[2 * i + 1] * b.code[2 * i + 1];
+    return sum;
+}
+template <class Small>
+inline Codes widened(const Small* from) {
+    return each_code([=](int i) { return (int16_t)from[i]; });
+}
+inline Codes low_nibbles(const Codes& both) {
+    return each_code([&](int i) { return (int16_t)(both.code[i] & 15); });
+}
+inline Codes high_nibbles(const Codes& both) {
+    return each_code([&](int i) { return (int16_t)(both.code[i] >> 4); });
+}
+inline Codes repeated(int32_t pair) {
+    int16_t two[2];
+    std::memcpy(two, &pair, sizeof two);
+    return each_code([&](int i) { return two[i % 2]; });
+}
+inline Floats as_floats(const Sums& sums) {
+    float lanes[LANES];
+    for (int i = 0; i < LANES; ++i) lanes[i] = (float)sums.lane[i];
+    return load(lanes);
+}
+
+#endif
 
 // Two neighbours of a row's codes, for every output.
-inline __m512i pair_at(const int16_t* from) {
+inline Codes pair_at(const int16_t* from) {
     int32_t both;
     std::memcpy(&both, from, sizeof both);
-    return _mm512_set1_epi32(both);
+    return repeated(both);
 }
 
 constexpr int64_t FLUSH = 512;   // inputs whose products, of 15 and 7 bits, an int32 can sum
@@ -87,9 +170,9 @@ inline void int8_tile(const Matrix& matrix, const Rounded& x, int64_t first_row,
     Floats totals[M][V] = {};
     for (int64_t first = 0; first < inputs; first += FLUSH) {
         const int64_t last = first + FLUSH < inputs ? first + FLUSH : inputs;
-        __m512i partial[M][V] = {};
+        Sums partial[M][V] = {};
         for (int64_t k = first; k < last; k += 2) {
-            __m512i some[V];
+            Codes some[V];
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) {
                 const int8_t* from = weight + (v * inputs + k) * LANES;
@@ -98,7 +181,7 @@ inline void int8_tile(const Matrix& matrix, const Rounded& x, int64_t first_row,
             }
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
-                const __m512i two = pair_at(codes + m * inputs + k);
+                const Codes two = pair_at(codes + m * inputs + k);
 #pragma GCC unroll 8
                 for (int v = 0; v < V; ++v) partial[m][v] = dot(partial[m][v], some[v], two);
             }
@@ -121,25 +204,24 @@ inline void int4_tile(const Matrix& matrix, const Rounded& x, int64_t first_row,
     const int16_t* codes = x.codes.data() + first_row * inputs;
     const float* sums = x.sums.data() + first_row * groups;
     const auto* weight = (const uint8_t*)matrix.panel(n);
-    const __m512i low = _mm512_set1_epi16(15);
     Floats totals[M][V] = {};
     for (int64_t g = 0; g < groups; ++g) {
-        __m512i partial[M][V] = {};
+        Sums partial[M][V] = {};
         for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k += 4) {
-            __m512i some[2][V];
+            Codes some[2][V];
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) {
                 const uint8_t* from = weight + (v * inputs + k) / 2 * LANES;
-                const __m512i both = widened(from);
+                const Codes both = widened(from);
                 if (k % 8 == 0) soon(from + AHEAD);
-                some[0][v] = _mm512_and_si512(both, low);
-                some[1][v] = _mm512_srli_epi16(both, 4);
+                some[0][v] = low_nibbles(both);
+                some[1][v] = high_nibbles(both);
             }
 #pragma GCC unroll 2
             for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 8
                 for (int m = 0; m < M; ++m) {
-                    const __m512i two = pair_at(codes + m * inputs + k + 2 * half);
+                    const Codes two = pair_at(codes + m * inputs + k + 2 * half);
 #pragma GCC unroll 8
                     for (int v = 0; v < V; ++v) partial[m][v] = dot(partial[m][v], some[half][v], two);
                 }
@@ -160,14 +242,12 @@ inline void int4_tile(const Matrix& matrix, const Rounded& x, int64_t first_row,
 }
 
 inline void integer_products(const Matrix& matrix, const Rounded& x, int64_t rows, int64_t begin, int64_t end, const Target& target) {
-    all_tiles(matrix, rows, begin, end, target, [&]<int M, int V>(int64_t m, int64_t n, Sizes<M, V>, Floats (&result)[M][V]) {
+    all_tiles<IntegerTiling>(matrix, rows, begin, end, target, [&]<int M, int V>(int64_t m, int64_t n, Sizes<M, V>, Floats (&result)[M][V]) {
         if (matrix.kind == INT8)
             int8_tile<M, V>(matrix, x, m, n, result);
         else
             int4_tile<M, V>(matrix, x, m, n, result);
     });
 }
-
-#endif
 
 }  // namespace vlm

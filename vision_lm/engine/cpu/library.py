@@ -98,6 +98,14 @@ class Team:
         """Whether it multiplies bfloat16 weights by tiles (AMX), which then lie in panels."""
         return bool(self.library.vlm_tiles())
 
+    @property
+    def rows(self) -> bool:
+        """Whether weights of 16 bits lie row by row, as torch has them, which then multiplies many rows of activations.
+
+        Without AVX-512 these kernels do that faster, too.
+        """
+        return bool(self.library.vlm_rows())
+
     @classmethod
     def start(cls, threads: int, target: str = NATIVE) -> Team:
         """Raises CpuKernelError where the library cannot be built or loaded."""

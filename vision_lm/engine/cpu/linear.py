@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +26,8 @@ class NativeLinear:
     """`Linear` of engine/quantize.py: x (.., K) -> x @ weight.T + bias (.., N), in x's dtype.
 
     Sums are float32 and in one order, so that no row depends on the others beside it. What is computed in 16 bits, and not
-    by tiles, keeps its rows as torch has them, which multiplies many at a time; everything else lies in panels (matrix.h has
-    the layouts).
+    by tiles, keeps its rows as torch has them, which multiplies many at a time, where the processor has AVX-512; everything
+    else lies in panels (matrix.h has the layouts).
     """
 
     team: Team
@@ -46,9 +47,9 @@ class NativeLinear:
         rows, inputs = weight.shape
         added = _panels(torch.zeros(rows) if bias is None else bias.float()).flatten()
         scale = zero = None
-        if mode is None and dtype == torch.bfloat16 and team.tiles:
+        if mode is None and dtype == torch.bfloat16 and (team.tiles or not team.rows):
             packed = _panels(weight.to(dtype).unflatten(1, (-1, 2)))
-        elif mode is None and dtype != torch.float32:
+        elif mode is None and dtype != torch.float32 and team.rows:
             packed = weight.to(dtype).contiguous()
         elif mode is None:
             packed = _panels(_smallest(weight.to(dtype)))
@@ -82,11 +83,10 @@ class NativeLinear:
         )
 
     @property
-    def _tiled(self) -> bool:
-        return self._in_panels and self.weight.dtype == torch.bfloat16
-
-    @property
     def _many(self) -> int:
+        """Rows from which on integers are unpacked for tiles, or torch is the faster one."""
+        if self._in_panels and (self.weight.dtype == torch.bfloat16 or not self.team.rows):
+            return sys.maxsize
         if self._in_panels and self.team.tiles:
             return MANY_TILED
         return {torch.int8: MANY_INT8, torch.uint8: MANY_INT4}.get(self.weight.dtype, MANY)
@@ -98,9 +98,9 @@ class NativeLinear:
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (R, K)
         few = x.dtype == torch.float32 or len(rows) < self._many
-        if few or self._tiled or (self.team.tiles and self._in_panels):
+        if few or (self.team.tiles and self._in_panels):
             matrix = self.matrix
-            matrix.unpacked = not few and not self._tiled
+            matrix.unpacked = not few
             rows, missing = rows.float(), matrix.inputs - self.inputs
             y = self.team.product(matrix, (F.pad(rows, (0, missing)) if missing else rows).contiguous())
         elif not self._in_panels:

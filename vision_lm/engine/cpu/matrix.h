@@ -10,7 +10,8 @@ constexpr int STEP = 32;    // K is a multiple of it
 
 enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4 };
 
-// Either rows (N, K), as torch has them: FLOAT16, and BFLOAT16 without tiles. Or panels of sixteen outputs, N rounded up to whole panels:
+// Either rows (N, K), as torch has them: FLOAT16, and BFLOAT16 without tiles, where there is AVX-512, by which torch multiplies
+// many rows of 16 bits. Or panels of sixteen outputs, N rounded up to whole panels:
 //   FLOAT32, FLOAT16  (N / 16, K, 16)
 //   BFLOAT16          (N / 16, K / 2, 16, 2)
 //   INT8              (N / 16, K / 2, 16, 2), weight = code * scale

@@ -18,7 +18,7 @@ struct Activations {
     Bfloat16* room;
 };
 
-inline bool wants_codes(const Matrix& matrix) { return MULTIPLIES_INTEGERS && matrix.kind >= INT8 && !matrix.unpacked; }
+inline bool wants_codes(const Matrix& matrix) { return matrix.kind >= INT8 && !matrix.unpacked; }
 
 // Outputs begin to end; begin is a multiple of sixteen. In product.cpp, which is compiled beside decoder.cpp.
 void multiply(const Matrix& matrix, const Activations& given, int64_t begin, int64_t end, const Target& target);

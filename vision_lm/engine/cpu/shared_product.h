@@ -13,7 +13,13 @@ namespace vlm {
 // Pieces of a product that threads take: enough that one which comes late or is held up leaves the rest to the others.
 constexpr int64_t PIECES = 4;     // for each thread
 constexpr int64_t BLOCK = 48;     // rows of activations at a time, so that they stay in a core's cache
-constexpr int64_t ROWS_EACH = 8;  // for a thread, from which on rows are shared out rather than outputs
+constexpr int64_t ROWS_TAKEN = 8;  // of activations, at a time, where they are made ready for all
+// For a thread, from which on rows are shared out rather than outputs. Measured with either (benchmarks/linear_kernels.py).
+#if defined(__AVX512F__)
+constexpr int64_t ROWS_EACH = 8;
+#else
+constexpr int64_t ROWS_EACH = 64;
+#endif
 
 // A product's work by pieces: some outputs of every row, or every output of some rows. Tiles cost so little for another row
 // that each weight is better read by one thread alone.
@@ -21,7 +27,7 @@ class Pieces {
   public:
     Pieces(int threads, int64_t rows, int64_t outputs, bool tiled)
         : rows_(rows), outputs_(outputs), by_rows_(rows >= ROWS_EACH * threads && !tiled) {
-        const int64_t whole = by_rows_ ? rows : outputs, grain = by_rows_ ? BATCH : (tiled ? TILED_PANELS : PANELS) * LANES;
+        const int64_t whole = by_rows_ ? rows : outputs, grain = by_rows_ ? FloatTiling::ROWS : (tiled ? TILED_PANELS : FloatTiling::PANELS) * LANES;
         const int64_t even = (whole + threads * PIECES - 1) / (threads * PIECES);
         size_ = (even + grain - 1) / grain * grain;
         if (by_rows_) size_ = std::min(size_, BLOCK);
@@ -88,9 +94,9 @@ class Products {
         if (pieces.by_outputs()) {
             Inputs& all = own_[0];
             all.reserve(norm, rows, matrix);
-            team_.each((rows + ROWS_EACH - 1) / ROWS_EACH, [&](int64_t number, int) {
-                const int64_t m = number * ROWS_EACH;
-                all.take(norm, x, m, std::min(ROWS_EACH, rows - m), matrix, epsilon);
+            team_.each((rows + ROWS_TAKEN - 1) / ROWS_TAKEN, [&](int64_t number, int) {
+                const int64_t m = number * ROWS_TAKEN;
+                all.take(norm, x, m, std::min(ROWS_TAKEN, rows - m), matrix, epsilon);
             });
         } else {
             for (Inputs& own : own_) own.reserve(norm, std::min(rows, BLOCK), matrix);  // here: a piece must not throw

@@ -42,13 +42,18 @@ inline bool has_tiles() {
     return granted;
 }
 
-#else
-
-inline bool has_tiles() { return false; }
-
-#endif
-
 inline bool wants_halves(const Matrix& matrix) { return (matrix.kind == BFLOAT16 && matrix.panels) || matrix.unpacked; }
+
+typedef uint32_t Words __attribute__((vector_size(64)));
+
+// Sixteen of them as bfloat16, which go to `to`, and what these are; the nearest, of two that are as near the even one.
+inline Floats to_bfloat16(Floats value, Bfloat16* to) {
+    typedef uint16_t Bits __attribute__((vector_size(32)));
+    const Words bits = (Words)value, nearest = value != value ? bits : bits + 0x7fff + (bits >> 16 & 1);
+    const Bits high = __builtin_convertvector(nearest >> 16, Bits);
+    std::memcpy(to, &high, sizeof high);
+    return (Floats)(nearest & 0xffff0000);
+}
 
 // Activations (M, K) as two bfloat16 numbers each, in tiles: sixteen rows whose distance is a power of two would have but a
 // few places in a cache.
@@ -89,8 +94,6 @@ struct Halves {
         exact[m] = !any;
     }
 };
-
-#if defined(VLM_TILES)
 
 constexpr int64_t TILES_AHEAD = 8;        // of a panel that are fetched before they are wanted
 constexpr int64_t TILE_BYTES = STEP * LANES * sizeof(Bfloat16);
@@ -220,6 +223,16 @@ inline void tiled_products(const Matrix& matrix, const Halves& x, int64_t rows, 
             for (int64_t n = some; n < std::min(some + block, end); n += WIDTH) at(m, n);
     }
 }
+
+#else
+
+inline bool has_tiles() { return false; }
+inline bool wants_halves(const Matrix&) { return false; }
+
+struct Halves {  // never wanted
+    void reserve(int64_t, int64_t) {}
+    void take(const float*, int64_t, int64_t, int64_t) {}
+};
 
 #endif
 
