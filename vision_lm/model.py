@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, Unpack, overload
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from vision_lm.engine import (
     choose_device,
     choose_dtype,
     make_decoder,
+    tower_dtype,
 )
 from vision_lm.errors import RequestError, VisionLMError
 from vision_lm.explain import GRID, Explanation, explain
@@ -102,13 +104,14 @@ class VisionLM:
         self.device = choose_device(device)
         parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values())
         self.dtype = choose_dtype(dtype, config.dtype, parameters, self.device)
+        seen_in = tower_dtype(dtype, self.dtype, self.device)
         encoder, projector = build_on_meta(config)
         tokens_per_image = feature_width(encoder)[0] + len(config.vision.pooled)
         if any(name not in encoder.state_dict() for name, _ in encoder.named_buffers()):
             encoder = ImageEncoder(config.vision)  # it has buffers that only its constructor can compute
-        self.encoder = self._filled(encoder, "encoder.")
+        self.encoder = self._filled(encoder, "encoder.", seen_in)
         fold(self.encoder)
-        self.projector = self._filled(projector, "projector.")
+        self.projector = self._filled(projector, "projector.", seen_in)
         self.prompts = PromptBuilder(checkpoint.tokenizer, config.prompt, tokens_per_image)
         self.engine = Engine(
             make_decoder(config.text, self._tensors("phi."), self.device, self.dtype, quantize),
@@ -128,9 +131,9 @@ class VisionLM:
         found = self.checkpoint.tensors.items()
         return {name.removeprefix(prefix): tensor for name, tensor in found if name.startswith(prefix)}
 
-    def _filled(self, module: Any, prefix: str) -> Any:
+    def _filled(self, module: Any, prefix: str, dtype: torch.dtype) -> Any:
         module.load_state_dict(self._tensors(prefix), assign=True)
-        return module.to(self.device, self.dtype).eval().requires_grad_(False)
+        return module.to(self.device, dtype).eval().requires_grad_(False)
 
     @classmethod
     def from_pretrained(

@@ -1,7 +1,7 @@
 """The generation core: prompts in, tokens with log-probabilities out."""
 
 from vision_lm.engine.decoders import make_decoder
-from vision_lm.engine.device import choose_device, choose_dtype
+from vision_lm.engine.device import choose_device, choose_dtype, tower_dtype
 from vision_lm.engine.engine import Engine
 from vision_lm.engine.grammar import Grammars
 from vision_lm.engine.quantize import Mode
@@ -25,5 +25,6 @@ __all__ = [
     "TorchDecoder",
     "choose_device",
     "choose_dtype",
+    "tower_dtype",
     "make_decoder",
 ]

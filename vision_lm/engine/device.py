@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vision_lm.engine.cpu.compile import processor
 from vision_lm.errors import RequestError
 
 SMALL = 200_000_000  # parameters: below, a CPU computes in float32 whatever the stored dtype
@@ -30,3 +31,13 @@ def choose_dtype(dtype: str, stored: str, parameters: int, device: torch.device)
     if dtype not in DTYPES:
         raise RequestError(f"dtype {dtype!r} is unknown; give auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def tower_dtype(dtype: str, chosen: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which the image tower computes, where the model as a whole has `chosen`, of the `dtype` that was asked for.
+
+    `auto` is float32 on a CPU that does not multiply bfloat16 numbers: torch takes five times as long for them there, and
+    fifty times for a convolution. The language model has kernels of its own.
+    """
+    slow = device.type == "cpu" and not {"avx512_bf16", "amx_bf16"} & set(processor().split())
+    return torch.float32 if dtype == "auto" and slow else chosen

@@ -1,4 +1,4 @@
-"""Phi on a CPU: a step in one call of C++; but many tokens in 16 bits in torch, with the kernels' linear layers."""
+"""Phi on a CPU: a step in one call of C++; many tokens in 16 bits by torch where it is faster, with the kernels' linear layers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class CpuDecoder(TorchDecoder):
 
     @torch.inference_mode()
     def prefill(self, embeddings: Tensor, chunks: Sequence[Chunk], cache: KVCache) -> Tensor:
-        if self.dtype != torch.float32:  # torch's products of many rows are faster in 16 bits
+        if self.dtype != torch.float32 and self.team.rows:  # torch multiplies many rows in 16 bits
             return super().prefill(embeddings, chunks, cache)
         counts = torch.tensor([chunk.count for chunk in chunks])
         positions = torch.cat(
@@ -103,7 +103,7 @@ class CpuDecoder(TorchDecoder):
         ends = counts.cumsum(0) - 1
         return self._step(
             Tokens(
-                embeddings=embeddings.to(self.dtype).contiguous(),
+                embeddings=embeddings.float().contiguous(),
                 sequences=torch.arange(len(chunks)).repeat_interleave(counts),
                 positions=positions,
                 seen=torch.where(positions < prefixes, prefixes, positions + 1),
