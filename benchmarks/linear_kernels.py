@@ -1,4 +1,4 @@
-"""torch's linear kernels on this CPU at a language model's shapes: the ones that the engine uses, and the others.
+"""Linear kernels on this CPU at a language model's shapes: the engine's own, the torch decoder's, and all that torch has.
 
     python benchmarks/linear_kernels.py [--shapes 2048x14336,10240x2048,2048x51200] [--batches 1,4,16]
                                         [--dtype bfloat16] [--cold 128] [--rounds 30] [--out FILE.json]
@@ -27,6 +27,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vision_lm.engine.cpu.errors import CpuKernelError
+from vision_lm.engine.cpu.library import Team
+from vision_lm.engine.cpu.linear import NativeLinear
 from vision_lm.engine.device import DTYPES
 from vision_lm.engine.quantize import Mode, quantised
 from vision_lm.engine.rounding import GROUP, int4_groups, int8_rows
@@ -46,7 +49,7 @@ class Kernel:
 
 
 def kernels(dtype: torch.dtype) -> list[Kernel]:
-    """Every way that torch has to multiply activations of `dtype` by a weight."""
+    """Every way to multiply activations of `dtype` by a weight."""
     bits = 8 * dtype.itemsize
     dense = [
         Kernel("F.linear", bits, lambda w: w.to(dtype, copy=True), F.linear),
@@ -72,14 +75,24 @@ def kernels(dtype: torch.dtype) -> list[Kernel]:
         Kernel("W8A8 _int_mm", 8, _int8, lambda x, w: _int_mm(x, w[0].t(), w[1])),
         Kernel("W8A8 _int_mm, weight (K, N)", 8, _int8_turned, lambda x, w: _int_mm(x, *w)),
     ]
-    return [*(_ours(mode, dtype) for mode in (None, "int8", "int4")), *dense, *rounded]
+    modes: tuple[Mode, ...] = (None, "int8", "int4")
+    try:
+        team = Team.start(torch.get_num_threads())
+        own = [
+            _ours("engine", lambda w, m: NativeLinear.pack(team, w, None, m, dtype), m, dtype) for m in modes
+        ]
+    except CpuKernelError as error:
+        print(f"engine: {error}")
+        own = []
+    plain = [_ours("torch decoder", lambda w, m: quantised(w, None, m, dtype, CPU), m, dtype) for m in modes]
+    return [*own, *plain, *dense, *rounded]
 
 
-def _ours(mode: Mode, dtype: torch.dtype) -> Kernel:
+def _ours(whose: str, pack: Callable[[Tensor, Mode], Any], mode: Mode, dtype: torch.dtype) -> Kernel:
     return Kernel(
-        name=f"engine, {mode or str(dtype).removeprefix('torch.')}",
+        name=f"{whose}, {mode or str(dtype).removeprefix('torch.')}",
         bits={None: 8 * dtype.itemsize, "int8": 8, "int4": 4.25}[mode],
-        pack=lambda w: quantised(w, None, mode, dtype, CPU),
+        pack=lambda w: pack(w, mode),
         call=lambda x, layer: layer(x),
     )
 
