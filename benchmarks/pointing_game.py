@@ -1,11 +1,13 @@
 """The pointing game: how often the maximum of `vlm.explain`'s map falls in the box of the thing that is asked about.
 
-    python benchmarks/pointing_game.py [--model mini] [--scenes 100] [--seed 1000000] [--grid N]
+    python benchmarks/pointing_game.py [--model mini] [--scenes 100] [--seed 1000000] [--grid N] [--reach R ..]
 
 After Zhang et al. 2016 (arXiv 1608.00507). Each scene is drawn anew from its own seed, holds two to six shapes, and is
 asked for the colour of one and the shape of another, where words single them out. No training or held-out file has
 these seeds. A hit is a maximum inside the thing's box, without any margin; only right answers are counted, since a map
-of a wrong answer has no right place. Beside it stands what chance gives: the box's share of the picture.
+of a wrong answer has no right place. Beside it stands what chance gives: the box's share of the picture. Several
+`--reach` make as many maps of the same windows, to choose from on seeds that are then not reported; beside their hits
+stands how much of a map lies in the box, on average.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -22,7 +24,7 @@ import vision_lm
 from projector.data.scene_references import references
 from projector.data.scenes import Thing, compose
 from vision_lm.evaluate.bootstrap import rate
-from vision_lm.explain import GRID, Explanation
+from vision_lm.explain import GRID, REACH, Explanation
 
 MOST = 6  # things of a scene
 BAR = 0.85
@@ -49,9 +51,13 @@ def main() -> None:
         "--seed", type=int, default=1_000_000, help="of the first scene (default: %(default)s)"
     )
     parser.add_argument("--grid", type=int, default=GRID, help="cells a side (default: %(default)s)")
+    parser.add_argument(
+        "--reach", type=float, nargs="+", default=[REACH], help="of a window, in cells (default: %(default)s)"
+    )
     given = parser.parse_args()
     vlm = vision_lm.load(given.model)
-    hits: list[bool] = []
+    hits: dict[float, list[bool]] = {reach: [] for reach in given.reach}
+    within: dict[float, list[float]] = {reach: [] for reach in given.reach}
     scenes: list[str] = []
     chance: list[float] = []
     wrong = 0
@@ -59,15 +65,22 @@ def main() -> None:
         if str(vlm.ask(one.image, one.question)) != one.answer:
             wrong += 1
             continue
-        hits.append(points_at(vlm.explain(one.image, one.question, grid=given.grid), one.thing))
+        found = vlm.explain(one.image, one.question, grid=given.grid)
+        for reach in given.reach:
+            reached = replace(found, reach=reach)
+            hits[reach].append(points_at(reached, one.thing))
+            within[reach].append(inside(reached, one.thing))
         scenes.append(str(one.seed))
         chance.append(share(one))
-        print(f"{one.seed} {'hit ' if hits[-1] else 'miss'} {one.question} {one.answer}", flush=True)
-    found = rate(hits, scenes)
-    print(
-        f"{found.value:.1%} of {found.items} maxima in the asked thing's box (95% interval {found.low:.1%} to {found.high:.1%}; "
-        f"chance {np.mean(chance):.1%}; bar {BAR:.0%}); {wrong} answered wrongly and left out"
-    )
+        hit = " ".join("hit " if hits[reach][-1] else "miss" for reach in given.reach)
+        print(f"{one.seed} {hit} {one.question} {one.answer}", flush=True)
+    for reach in given.reach:
+        score = rate(hits[reach], scenes)
+        print(
+            f"reach {reach:g}: {score.value:.1%} of {score.items} maxima in the asked thing's box (95% interval {score.low:.1%} "
+            f"to {score.high:.1%}; chance {np.mean(chance):.1%}; bar {BAR:.0%}), {np.mean(within[reach]):.1%} of the maps; "
+            f"{wrong} answered wrongly and left out"
+        )
 
 
 def rounds(first: int, scenes: int) -> Iterator[Round]:
@@ -102,6 +115,12 @@ def points_at(found: Explanation, thing: Thing) -> bool:
     down, across = np.unravel_index(found.map.argmax(), found.map.shape)
     left, top, right, bottom = thing.box
     return bool(left <= across <= right and top <= down <= bottom)
+
+
+def inside(found: Explanation, thing: Thing) -> float:
+    """How much of the map lies in the thing's box."""
+    left, top, right, bottom = (round(side) for side in thing.box)
+    return float(found.map[top : bottom + 1, left : right + 1].sum() / max(found.map.sum(), 1e-9))
 
 
 def share(one: Round) -> float:

@@ -26,7 +26,7 @@ from vision_lm.evaluate.answers import in_any_order
 from vision_lm.evaluate.selective import calibration_error, risk_coverage
 from vision_lm.model import VisionLM
 
-HELD_OUT = ("scenes.jsonl", "drawings.jsonl")
+HELD_OUT = ("scenes.jsonl", "reasoning.jsonl", "naming.jsonl", "drawings.jsonl")
 
 
 def main() -> None:

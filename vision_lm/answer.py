@@ -13,6 +13,7 @@ from vision_lm.engine.stopping import FinishReason
 from vision_lm.pointing import Point, is_point, points_of
 
 UNSUPPORTED = 0.5  # below: the picture does not make a named thing likely
+POINT_SHARE = 0.1  # of a point's contest, in an answer's confidence
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,12 @@ class AnswerWriter:
                 )
             text = kept + full_stop
         tokens, logprobs = generation.tokens[:count], generation.logprobs[:count]
-        contests = [
-            contest(logprob, rival)
-            for token, logprob, rival in zip(tokens, logprobs, generation.rivals[:count], strict=True)
-            if not is_point(token, self.points)
-        ]
-        sure = confidence(contests, self.calibration, phrase=not text.endswith((".", "!", "?")))
+        words, points = list[float](), list[float]()
+        for token, logprob, rival in zip(tokens, logprobs, generation.rivals[:count], strict=True):
+            pointing = is_point(token, self.points)
+            (points if pointing else words).append(sureness(logprob, rival, pointing=pointing))
+        phrase = not text.endswith((".", "!", "?"))
+        sure = confidence(words, self.calibration, points=points, phrase=phrase)
         return Answer(
             text,
             sure,
@@ -185,15 +186,28 @@ def contest(logprob: float, rival: float) -> float:
     return -math.log1p(math.exp(-ahead)) if ahead > 0 else ahead - math.log1p(math.exp(ahead))
 
 
-def confidence(contests: Sequence[float], calibration: Calibration, *, phrase: bool = True) -> float:
-    """How sure an answer is, Platt-scaled (Platt 1999); 0 for an empty one. `contests`: see `contest`, one for each token.
+def sureness(logprob: float, rival: float, *, pointing: bool = False) -> float:
+    """The logarithm of how sure one token is, 0 at most: between its contest and its probability, which tell different things.
 
-    Of a phrase ("two red stars") every token must be right: the product of their shares. Whole sentences can be said in many
-    ways, of which none need be likely: their geometric mean.
+    Of a token that points a tenth of its contest: its rival is mostly the cell beside it, which would be as right. Both
+    were chosen by likelihood on mini's calibration questions (docs/mini.md).
     """
-    if not contests:
+    if pointing:
+        return POINT_SHARE * contest(logprob, rival)
+    return (contest(logprob, rival) + logprob) / 2
+
+
+def confidence(
+    words: Sequence[float], calibration: Calibration, *, points: Sequence[float] = (), phrase: bool = True
+) -> float:
+    """How sure an answer is, Platt-scaled (Platt 1999); 0 for an empty one. Each token's `sureness`, of words and of points.
+
+    Of a phrase ("two red stars") every token must be right: the product of all. Whole sentences can be said in many ways, of
+    which none need be likely: their words' geometric mean.
+    """
+    if not words:
         return 0.0
-    probability = math.exp(sum(contests) / (1 if phrase else len(contests)))
+    probability = math.exp(sum(words) / (1 if phrase else len(words)) + sum(points))
     probability = min(max(probability, 1e-6), 1 - 1e-6)  # where the logit is finite
     logit = math.log(probability) - math.log1p(-probability)
     scaled = calibration.scale * logit + calibration.shift

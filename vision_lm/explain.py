@@ -62,13 +62,14 @@ class Explanation:
     # brings, two cells a side; below 0 where it speaks against the answer.
     windows: Floats
     box: Box  # where the cells lie: what of the picture the model sees
+    reach: float = REACH  # of a window, for the map
 
     @property
     def cells(self) -> Floats:
         """(G, G): the same for each cell, in its middle."""
         grid = len(self.windows) - 1
         middles = np.arange(grid) + 0.5
-        return _between(self.windows, middles, middles)
+        return _between(self.windows, middles, middles, self.reach)
 
     @property
     def map(self) -> Floats:
@@ -125,7 +126,7 @@ class Explanation:
             (down - top) / (bottom - top) * grid,
         )  # in cells
         seen = np.outer((down >= 0) & (down <= grid), (across >= 0) & (across <= grid))
-        return np.where(seen, _between(self.windows, down, across).clip(0, 1), np.float32(0))
+        return np.where(seen, _between(self.windows, down, across, self.reach).clip(0, 1), np.float32(0))
 
 
 def explain(
@@ -257,7 +258,7 @@ def _brought(grid: int, likely: Sequence[float]) -> Floats:
     return (brought / 2).reshape(grid + 1, grid + 1).astype(np.float32)
 
 
-def _between(windows: Floats, down: NDArray[Any], across: NDArray[Any]) -> Floats:
+def _between(windows: Floats, down: NDArray[Any], across: NDArray[Any], reach: float) -> Floats:
     """The windows' values around points `down` (H,) by `across` (W,), in cells, weighted by a Gaussian: (H, W).
 
     The weights of a whole grid of windows sum to 1; beyond the picture there are none, which bring nothing.
@@ -265,7 +266,7 @@ def _between(windows: Floats, down: NDArray[Any], across: NDArray[Any]) -> Float
     grid = len(windows) - 1
     middles = np.array([(max(n - 1, 0) + min(n + 1, grid)) / 2 for n in range(grid + 1)])  # of what is inside
     rows, columns = (
-        np.exp(-(((points[:, None] - middles) / REACH) ** 2) / 2) / (math.sqrt(2 * math.pi) * REACH)
+        np.exp(-(((points[:, None] - middles) / reach) ** 2) / 2) / (math.sqrt(2 * math.pi) * reach)
         for points in (down, across)
     )  # (H, G + 1) and (W, G + 1)
     return (rows @ windows @ columns.T).astype(np.float32)

@@ -64,23 +64,31 @@ class ChatStream(StreamingResponse):
             self.record.note(self.answers)
 
     async def _events(self) -> AsyncIterator[str]:
+        """All that there is to say at a time in one piece: to send many small ones costs more than to write them."""
+        text = "".join(
+            self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self.answers))
+        )
+        writing = len(self.answers)
         try:
-            for index in range(len(self.answers)):
-                yield self._chunk(index, {"role": "assistant", "content": ""})
-            async for index, piece in interleaved(self.answers, self.deadline):
-                if piece is None:
-                    yield self._end(index)
-                else:
-                    yield self._chunk(index, {"content": piece.text}, piece)
+            async for come in interleaved(self.answers, self.deadline):
+                for index, piece in come:
+                    if piece is None:
+                        text += self._end(index)
+                        writing -= 1
+                    else:
+                        text += self._chunk(index, {"content": piece.text}, piece)
+                if writing:
+                    yield text
+                    text = ""
             if self.usage_wanted:
-                yield _event(self.head | {"choices": [], "usage": usage_of(self.answers).model_dump()})
-            yield "data: [DONE]\n\n"
+                text += _event(self.head | {"choices": [], "usage": usage_of(self.answers).model_dump()})
+            yield text + "data: [DONE]\n\n"
         except Exception as error:
             told = timed_out(self.timeout) if isinstance(error, TimeoutError) else as_api_error(error)
             if told.status_code == 500:
                 log.error("a stream failed", exc_info=True, extra={"fields": {"request_id": self.record.id}})
             self.record.error = told.body.error.code
-            yield _event(told.body.model_dump())
+            yield text + _event(told.body.model_dump())
 
     def _chunk(self, index: int, delta: dict[str, Any], piece: Piece | None = None, **more: Any) -> str:
         choice: dict[str, Any] = {
@@ -104,8 +112,8 @@ class ChatStream(StreamingResponse):
 
 async def interleaved(
     answers: Sequence[AsyncAnswer], deadline: float
-) -> AsyncIterator[tuple[int, Piece | None]]:
-    """Each answer's pieces as they come, and None at its end. Raises what ends one early, or TimeoutError.
+) -> AsyncIterator[list[tuple[int, Piece | None]]]:
+    """Each answer's pieces, and None at its end: all that have come. Raises what ends one early, or TimeoutError.
 
     `deadline`: by the event loop's clock.
     """
@@ -125,11 +133,16 @@ async def interleaved(
     try:
         reading = len(answers)
         while reading:
-            item = await news.get()
-            if isinstance(item, Exception):
-                raise item
-            reading -= item[1] is None
-            yield item
+            items = [await news.get()]
+            while not news.empty():
+                items.append(news.get_nowait())
+            come = [item for item in items if not isinstance(item, Exception)]
+            if come:
+                reading -= sum(piece is None for _, piece in come)
+                yield come
+            for item in items:
+                if isinstance(item, Exception) and reading:
+                    raise item
     finally:
         alarm.cancel()
         for reader in readers:

@@ -13,6 +13,21 @@ namespace vlm {
 
 constexpr float LARGEST = 32767;  // code of an activation
 
+// The low 16 bits of each of sixteen words.
+inline void low_halves(Floats words, int16_t* to) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16((__m512i)words));
+#elif defined(VLM_AVX2)
+    const __m256i mask = _mm256_set1_epi32(0xffff);
+    const __m256i low = _mm256_and_si256((__m256i)words.low, mask), high = _mm256_and_si256((__m256i)words.high, mask);
+    _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8));
+#else
+    int32_t lanes[LANES];
+    std::memcpy(lanes, &words, sizeof lanes);
+    for (int lane = 0; lane < LANES; ++lane) to[lane] = (int16_t)lanes[lane];
+#endif
+}
+
 struct Rounded {
     std::vector<int16_t> codes;  // (M, K)
     std::vector<float> step;     // (M,)
@@ -41,9 +56,7 @@ struct Rounded {
         step[m] = most / LARGEST + sum(nothing);
         constexpr float ROUNDER = 12582912.f;  // 1.5 * 2**23: its low bits then hold the code
         for (int64_t k = 0; k < inputs; k += LANES) {
-            int32_t bits[LANES];
-            write((float*)bits, load(x + k) * inverse + ROUNDER);
-            for (int lane = 0; lane < LANES; ++lane) codes[m * inputs + k + lane] = (int16_t)bits[lane];
+            low_halves(load(x + k) * inverse + ROUNDER, codes.data() + m * inputs + k);
         }
         for (int64_t g = 0; g < inputs / GROUP; ++g) {
             int32_t total = 0;
@@ -74,7 +87,7 @@ inline Codes high_nibbles(Codes both) { return _mm512_srli_epi16(both, 4); }
 inline Codes repeated(int32_t pair) { return _mm512_set1_epi32(pair); }
 inline Floats as_floats(Sums sums) { return (Floats)_mm512_cvtepi32_ps(sums); }
 
-#elif defined(__AVX2__)
+#elif defined(VLM_AVX2)
 
 struct Sums {
     __m256i low, high;
@@ -103,6 +116,50 @@ inline Floats as_floats(Sums sums) {
     floats.low = (Native)_mm256_cvtepi32_ps(sums.low);
     floats.high = (Native)_mm256_cvtepi32_ps(sums.high);
     return floats;
+}
+
+#elif defined(__aarch64__)
+
+struct Sums {
+    int32x4_t part[4];
+};
+
+struct Codes {
+    int16x8_t part[4];
+};
+
+template <class Operation>
+inline Codes each_part(Operation operation) {
+    return {{operation(0), operation(1), operation(2), operation(3)}};
+}
+
+inline Sums dot(Sums sum, const Codes& a, const Codes& b) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const int32x4_t low = vmull_s16(vget_low_s16(a.part[i]), vget_low_s16(b.part[i]));
+        sum.part[i] = vaddq_s32(sum.part[i], vpaddq_s32(low, vmull_high_s16(a.part[i], b.part[i])));
+    }
+    return sum;
+}
+inline Codes widened(const int8_t* from) {
+    return each_part([=](int i) { return vmovl_s8(vld1_s8(from + 8 * i)); });
+}
+inline Codes widened(const uint8_t* from) {
+    return each_part([=](int i) { return vreinterpretq_s16_u16(vmovl_u8(vld1_u8(from + 8 * i))); });
+}
+inline Codes low_nibbles(const Codes& both) {
+    return each_part([&](int i) { return vandq_s16(both.part[i], vdupq_n_s16(15)); });
+}
+inline Codes high_nibbles(const Codes& both) {
+    return each_part([&](int i) { return vshrq_n_s16(both.part[i], 4); });
+}
+inline Codes repeated(int32_t pair) {
+    return each_part([=](int) { return vreinterpretq_s16_s32(vdupq_n_s32(pair)); });
+}
+inline Floats as_floats(const Sums& sums) {
+    float lanes[LANES];
+    for (int i = 0; i < 4; ++i) vst1q_f32(lanes + 4 * i, vcvtq_f32_s32(sums.part[i]));
+    return load(lanes);
 }
 
 #else
@@ -200,18 +257,20 @@ inline void int8_tile(const Matrix& matrix, const Rounded& x, int64_t first_row,
 // The same for an int4 weight.
 template <int M, int V>
 inline void int4_tile(const Matrix& matrix, const Rounded& x, int64_t first_row, int64_t n, Floats (&result)[M][V]) {
-    const int64_t inputs = matrix.inputs, groups = inputs / GROUP;
+    const int64_t inputs = matrix.inputs, groups = inputs / GROUP, panel = matrix.row_bytes() * LANES;
     const int16_t* codes = x.codes.data() + first_row * inputs;
     const float* sums = x.sums.data() + first_row * groups;
     const auto* weight = (const uint8_t*)matrix.panel(n);
     Floats totals[M][V] = {};
     for (int64_t g = 0; g < groups; ++g) {
         Sums partial[M][V] = {};
-        for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k += 4) {
+        const uint8_t* group = weight + g * (GROUP / 2 * LANES);
+        const int16_t* given = codes + g * GROUP;
+        for (int64_t k = 0; k < GROUP; k += 4) {
             Codes some[2][V];
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) {
-                const uint8_t* from = weight + (v * inputs + k) / 2 * LANES;
+                const uint8_t* from = group + v * panel + k / 2 * LANES;
                 const Codes both = widened(from);
                 if (k % 8 == 0) soon(from + AHEAD);
                 some[0][v] = low_nibbles(both);
@@ -221,7 +280,7 @@ inline void int4_tile(const Matrix& matrix, const Rounded& x, int64_t first_row,
             for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 8
                 for (int m = 0; m < M; ++m) {
-                    const Codes two = pair_at(codes + m * inputs + k + 2 * half);
+                    const Codes two = pair_at(given + m * inputs + k + 2 * half);
 #pragma GCC unroll 8
                     for (int v = 0; v < V; ++v) partial[m][v] = dot(partial[m][v], some[half][v], two);
                 }
@@ -242,12 +301,14 @@ inline void int4_tile(const Matrix& matrix, const Rounded& x, int64_t first_row,
 }
 
 inline void integer_products(const Matrix& matrix, const Rounded& x, int64_t rows, int64_t begin, int64_t end, const Target& target) {
-    all_tiles<IntegerTiling>(matrix, rows, begin, end, target, [&]<int M, int V>(int64_t m, int64_t n, Sizes<M, V>, Floats (&result)[M][V]) {
-        if (matrix.kind == INT8)
+    if (matrix.kind == INT8)
+        all_tiles<Int8Tiling>(matrix, rows, begin, end, target, [&]<int M, int V>(int64_t m, int64_t n, Sizes<M, V>, Floats (&result)[M][V]) {
             int8_tile<M, V>(matrix, x, m, n, result);
-        else
+        });
+    else
+        all_tiles<Int4Tiling>(matrix, rows, begin, end, target, [&]<int M, int V>(int64_t m, int64_t n, Sizes<M, V>, Floats (&result)[M][V]) {
             int4_tile<M, V>(matrix, x, m, n, result);
-    });
+        });
 }
 
 }  // namespace vlm

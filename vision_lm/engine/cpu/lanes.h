@@ -8,6 +8,8 @@
 #include <cstring>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace vlm {
@@ -22,9 +24,16 @@ struct Float16 {
     uint16_t bits;
 };
 
+#if defined(__aarch64__)
+using Half16 = __fp16;  // what every compiler for these has
+#else
+using Half16 = _Float16;
+#endif
+
 #if defined(__AVX512F__)
 constexpr int NATIVE_LANES = 16;
 #elif defined(__AVX2__) && defined(__F16C__)
+#define VLM_AVX2 1
 constexpr int NATIVE_LANES = 8;
 #else
 constexpr int NATIVE_LANES = 4;
@@ -55,14 +64,14 @@ using Floats = typename Registers<LANES>::Type;
 template <class Half>
 inline Twice<Half> operator-(Twice<Half> a) { return {-a.low, -a.high}; }
 
-#define VLM_OPERATOR(op)                                                                                                 \
-    template <class Half>                                                                                                \
-    inline Twice<Half> operator op(Twice<Half> a, Twice<Half> b) { return {a.low op b.low, a.high op b.high}; }          \
-    template <class Half>                                                                                                \
-    inline Twice<Half> operator op(Twice<Half> a, float b) { return {a.low op b, a.high op b}; }                         \
-    template <class Half>                                                                                                \
-    inline Twice<Half> operator op(float a, Twice<Half> b) { return {a op b.low, a op b.high}; }                         \
-    template <class Half, class Other>                                                                                   \
+#define VLM_OPERATOR(op)                                                                                        \
+    template <class Half>                                                                                       \
+    inline Twice<Half> operator op(Twice<Half> a, Twice<Half> b) { return {a.low op b.low, a.high op b.high}; } \
+    template <class Half>                                                                                       \
+    inline Twice<Half> operator op(Twice<Half> a, float b) { return {a.low op b, a.high op b}; }                \
+    template <class Half>                                                                                       \
+    inline Twice<Half> operator op(float a, Twice<Half> b) { return {a op b.low, a op b.high}; }                \
+    template <class Half, class Other>                                                                          \
     inline Twice<Half>& operator op##=(Twice<Half>& a, Other b) { return a = a op b; }
 VLM_OPERATOR(+)
 VLM_OPERATOR(-)
@@ -70,10 +79,10 @@ VLM_OPERATOR(*)
 VLM_OPERATOR(/)
 #undef VLM_OPERATOR
 
-// A function of each register.
-#define VLM_EACH(name, ...)                                              \
-    template <class Half, class... Others>                               \
-    inline Twice<Half> name(Twice<Half> first, Others... others) {       \
+// A function of one or two registers, of each of several.
+#define VLM_EACH(name)                                                             \
+    template <class Half, class... Others>                                         \
+    inline Twice<Half> name(Twice<Half> first, Others... others) {                 \
         return {name(first.low, (others.low)...), name(first.high, (others.high)...)}; \
     }
 
@@ -127,7 +136,7 @@ inline Native native(const float* from) {
 }
 
 inline Native native(const Bfloat16* from) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(VLM_AVX2)
     return (Native)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16);
 #else
     typedef uint16_t Halves __attribute__((vector_size(2 * NATIVE_LANES)));
@@ -140,18 +149,27 @@ inline Native native(const Bfloat16* from) {
 inline Native native(const Float16* from) {
 #if defined(__AVX512F__)
     return (Native)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
-#elif defined(__AVX2__) && defined(__F16C__)
+#elif defined(VLM_AVX2)
     return (Native)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__aarch64__)
+    return (Native)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)from)));
 #else
-    typedef _Float16 Halves __attribute__((vector_size(2 * NATIVE_LANES)));
+    typedef Half16 Halves __attribute__((vector_size(2 * NATIVE_LANES)));
     Halves halves;
     std::memcpy(&halves, from, sizeof halves);
     return __builtin_convertvector(halves, Native);
 #endif
 }
 
+// By name where there is one: of a list of equal lanes some compilers make insertions.
 inline void fill(Native& vector, float v) {
-    for (int lane = 0; lane < NATIVE_LANES; ++lane) vector[lane] = v;
+#if defined(__AVX512F__)
+    vector = (Native)_mm512_set1_ps(v);
+#elif defined(VLM_AVX2)
+    vector = (Native)_mm256_set1_ps(v);
+#else
+    vector = Native{v, v, v, v};
+#endif
 }
 
 template <class Vector>

@@ -17,10 +17,12 @@ struct Tiling {
 
 #if defined(__AVX512F__)
 using FloatTiling = Tiling<8, 3, 6>;
-using IntegerTiling = FloatTiling;
+using Int8Tiling = FloatTiling;
+using Int4Tiling = FloatTiling;
 #else
 using FloatTiling = Tiling<6, 1, 4>;
-using IntegerTiling = Tiling<4, 1, 2>;
+using Int8Tiling = Tiling<4, 1, 2>;
+using Int4Tiling = Tiling<4, 1, 1>;
 #endif
 
 // Sixteen outputs' weights of some inputs, one after the other: `at<I>(k)` is that of input k + I, k a multiple of INPUTS.

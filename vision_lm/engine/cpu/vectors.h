@@ -24,7 +24,7 @@ inline void store(Bfloat16* to, float value) {
 }
 
 inline void store(Float16* to, float value) {
-    const _Float16 half = (_Float16)value;
+    const Half16 half = (Half16)value;
     std::memcpy(to, &half, 2);
 }
 
@@ -59,7 +59,7 @@ inline Four sums(Floats a, Floats b, Floats c, Floats d) {
 #else
 inline Four quarter(Four vector) { return vector; }
 
-#if defined(__AVX2__)
+#if defined(VLM_AVX2)
 inline Four quarter(Native vector) { return _mm256_castps256_ps128((__m256)vector) + _mm256_extractf128_ps((__m256)vector, 1); }
 #endif
 
