@@ -25,6 +25,7 @@ from vision_lm.answer import Answer, confidence, contest, sureness
 from vision_lm.checkpoint import Checkpoint
 from vision_lm.config import Calibration
 from vision_lm.encoder import ImageEncoder
+from vision_lm.engine import device
 from vision_lm.errors import ImageError, RequestError, VisionLMError
 from vision_lm.images import ImageWarning
 from vision_lm.model import VisionLM
@@ -396,6 +397,34 @@ def test_other_dtypes_answer(vit_checkpoint: Checkpoint, pictures: Pictures) -> 
             pictures[0], "what colour?", max_tokens=1
         )
         assert rough.token_logprobs == pytest.approx(exact.token_logprobs, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "computed"),
+    [
+        ("flags : avx2 fma f16c", "auto", torch.float32),
+        ("flags : avx512f avx512_bf16", "auto", torch.bfloat16),
+        ("flags : amx_tile amx_bf16", "auto", torch.bfloat16),
+        ("flags : avx2 fma f16c", "bfloat16", torch.bfloat16),
+    ],
+)
+def test_a_tower_is_computed_where_the_processor_is_fast(
+    vit_checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    pictures: Pictures,
+    flags: str,
+    dtype: str,
+    computed: torch.dtype,
+) -> None:
+    """A large model's weights stay in bfloat16; its tower is in float32 on a CPU that does not multiply these, unless asked."""
+    monkeypatch.setattr(device, "processor", lambda: flags)
+    monkeypatch.setattr(device, "SMALL", 0)
+    config = dataclasses.replace(vit_checkpoint.config, dtype="bfloat16")
+    large = dataclasses.replace(vit_checkpoint, config=config)
+    vlm = VisionLM(large, device="cpu", dtype=dtype)
+    assert vlm.dtype == torch.bfloat16
+    assert {one.dtype for one in [*vlm.encoder.parameters(), *vlm.projector.parameters()]} == {computed}
+    assert vlm.ask(pictures[0], "what colour?", max_tokens=2).tokens
 
 
 def test_confidence_is_a_calibrated_probability() -> None:

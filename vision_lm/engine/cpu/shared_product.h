@@ -11,10 +11,10 @@
 namespace vlm {
 
 // Pieces of a product that threads take: enough that one which comes late or is held up leaves the rest to the others.
-constexpr int64_t PIECES = 4;     // for each thread
-constexpr int64_t BLOCK = 48;     // rows of activations at a time, so that they stay in a core's cache
+constexpr int64_t PIECES = 4;      // for each thread
+constexpr int64_t BLOCK = 48;      // rows of activations at a time, so that they stay in a core's cache
 constexpr int64_t ROWS_TAKEN = 8;  // of activations, at a time, where they are made ready for all
-// For a thread, from which on rows are shared out rather than outputs. Measured with either (benchmarks/linear_kernels.py).
+// For a thread, from which on rows are shared out rather than outputs.
 #if defined(__AVX512F__)
 constexpr int64_t ROWS_EACH = 8;
 #else
