@@ -74,13 +74,16 @@ def test_the_report_has_what_the_confidence_is_worth(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rival", "caption", "held"), [(-3.0, False, False), (-1.0, False, True), (-1.0, True, False)]
+    ("logprob", "rival", "caption", "held"),
+    [(-0.3, -3.0, False, False), (-2.0, -1.0, False, True), (-2.0, -1.0, True, False)],
 )
-def test_an_answer_says_that_it_is_none(rival: float, caption: bool, held: bool) -> None:
+def test_an_answer_says_that_it_is_none(logprob: float, rival: float, caption: bool, held: bool) -> None:
     """A word that is less likely than another is below a threshold of 0.5; a caption has no question that could be
     unanswerable.
     """
     writer = AnswerWriter(lambda ids: "red" * len(ids), Calibration(unanswerable=0.5))
-    answer = writer.whole(Generation((1,), (-2.0,), "stop", rivals=(rival,)), caption=caption)
+    answer = writer.whole(Generation((1,), (logprob,), "stop", rivals=(rival,)), caption=caption)
     assert answer.unanswerable is held
-    assert answer.confidence == pytest.approx(np.exp(-2) / (np.exp(-2) + np.exp(rival)))
+    probability = np.exp(logprob)
+    share = probability / (probability + np.exp(rival))
+    assert answer.confidence == pytest.approx(np.sqrt(probability * share))
