@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +17,8 @@ from PIL import Image
 from vision_lm.errors import DataError
 
 LONG_SIDE = 256  # pixels, of the trimmed picture
-SECONDS = 10.0  # for one drawing; an ordinary one takes 0.03 s
+SECONDS = 60.0  # of processor time for one drawing, so that a slow or busy machine keeps the same ones; most take 0.03 s
+WAITS = 10  # times as long on the clock
 START_SECONDS = 120.0  # for the process itself; an idle machine takes 1
 
 
@@ -79,10 +81,10 @@ class Renderer:
         self._stop()
 
     def png(self, drawing: Drawing, seconds: float = SECONDS) -> bytes | None:
-        """→ a PNG file; None for a drawing that is empty, broken or too slow."""
+        """→ a PNG file; None for a drawing that is empty, broken or takes more processor time."""
         try:
-            self._connection.send(drawing)
-            if self._connection.poll(seconds):
+            self._connection.send((drawing, seconds))
+            if self._connection.poll(WAITS * seconds):
                 return self._connection.recv()
         except (EOFError, OSError):
             pass  # the child died of it
@@ -118,9 +120,13 @@ def _serve(connection: Connection) -> None:
     connection.send(True)
     while True:
         try:
-            drawing = connection.recv()
+            drawing, seconds = connection.recv()
         except EOFError:
             return
+        if hasattr(
+            signal, "setitimer"
+        ):  # which ends this process, even within the renderer; elsewhere the clock alone does
+            signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             picture = rasterise(drawing)
         except (ValueError, OSError):
