@@ -104,14 +104,14 @@ class VisionLM:
         self.device = choose_device(device)
         parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values())
         self.dtype = choose_dtype(dtype, config.dtype, parameters, self.device)
-        seen_in = tower_dtype(dtype, self.dtype, self.device)
+        picture_dtype = tower_dtype(dtype, self.dtype, self.device)
         encoder, projector = build_on_meta(config)
         tokens_per_image = feature_width(encoder)[0] + len(config.vision.pooled)
         if any(name not in encoder.state_dict() for name, _ in encoder.named_buffers()):
             encoder = ImageEncoder(config.vision)  # it has buffers that only its constructor can compute
-        self.encoder = self._filled(encoder, "encoder.", seen_in)
+        self.encoder = self._filled(encoder, "encoder.", picture_dtype)
         fold(self.encoder)
-        self.projector = self._filled(projector, "projector.", seen_in)
+        self.projector = self._filled(projector, "projector.", picture_dtype)
         self.prompts = PromptBuilder(checkpoint.tokenizer, config.prompt, tokens_per_image)
         self.engine = Engine(
             make_decoder(config.text, self._tensors("phi."), self.device, self.dtype, quantize),

@@ -25,6 +25,6 @@ __all__ = [
     "TorchDecoder",
     "choose_device",
     "choose_dtype",
-    "tower_dtype",
     "make_decoder",
+    "tower_dtype",
 ]

@@ -66,7 +66,7 @@ inline void attend(const float* query, const Cache<Element>& cache, int head, co
     Floats total = {};
     for (int64_t t = 0; t < tokens; t += LANES) {
         const Floats score = load(scores + t);
-        const Floats weight = known(score, exponential(score - most));
+        const Floats weight = zero_at_minus_infinity(score, exponential(score - most));
         write(scores + t, weight);
         total += weight;
     }

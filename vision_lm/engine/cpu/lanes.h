@@ -91,7 +91,7 @@ inline Native larger(Native a, Native b) { return a > b ? a : b; }
 inline Native smaller(Native a, Native b) { return a < b ? a : b; }
 
 // 0 where `place` is minus infinity, else the value.
-inline Native known(Native place, Native value) { return place == -__builtin_inff() ? Native{} : value; }
+inline Native zero_at_minus_infinity(Native place, Native value) { return place == -__builtin_inff() ? Native{} : value; }
 
 // Two to the power of whole numbers from -126 to 127.
 inline Native power_of_two(Native whole) {
@@ -121,7 +121,7 @@ inline Native unfused(Native product) {
 
 VLM_EACH(larger)
 VLM_EACH(smaller)
-VLM_EACH(known)
+VLM_EACH(zero_at_minus_infinity)
 VLM_EACH(power_of_two)
 VLM_EACH(held)
 VLM_EACH(unfused)
