@@ -72,7 +72,9 @@ def test_the_log_says_what_happened_and_not_what_was_asked(
     body = {"messages": [{"role": "user", "content": asked(data_url, SECRET)}], "max_tokens": 5}
     done = server.client.post(f"{CHAT}?token=hidden-query", json=body, headers=headers)
     events(server.client.post(CHAT, json=body | {"stream": True}, headers=headers))
+    until(lambda: len(caplog.records) == 2)  # a line is written when all is sent: perhaps after it was read
     server.client.post(CHAT, json=body | {"model": "nowhere"}, headers=headers)
+    until(lambda: len(caplog.records) == 3)
     server.client.post("/v1/ask", json={"image": data_url, "question": SECRET, "max_tokens": "x"})
     until(lambda: len(caplog.records) == 4)
     written = [JSONLines().format(record) for record in caplog.records if record.name.startswith("vision_lm")]
