@@ -19,13 +19,14 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 import numpy as np
 from PIL import Image
 
@@ -94,13 +95,9 @@ async def load(url: str, clients: int, seconds: float, max_tokens: int) -> Load:
     """So many clients ask one question after the other, streamed, until the time is over."""
     result = Load(clients)
     urls = pictures()
-    secure = httpx.create_ssl_context()  # one for all: to make one takes long
     async with AsyncExitStack() as stack:
-        # Each has a connection of its own: those that share a pool wait for one another, not for the service.
-        each = [
-            await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=120, verify=secure))
-            for _ in range(clients)
-        ]
+        # Each has a connection of its own, as clients on other machines would have.
+        each = [await stack.enter_async_context(aiohttp.ClientSession(url)) for _ in range(clients)]
         start = time.perf_counter()
         end = start + seconds
         await asyncio.gather(
@@ -114,7 +111,7 @@ async def load(url: str, clients: int, seconds: float, max_tokens: int) -> Load:
 
 
 async def ask_until(
-    client: httpx.AsyncClient,
+    client: aiohttp.ClientSession,
     end: float,
     urls: list[str],
     max_tokens: int,
@@ -134,23 +131,23 @@ async def ask_until(
         }
         try:
             await ask(client, body, result)
-        except (httpx.HTTPError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             cause = str(error)[:80] or type(error).__name__
             result.failures[cause] = result.failures.get(cause, 0) + 1
 
 
-async def ask(client: httpx.AsyncClient, body: dict[str, Any], result: Load) -> None:
+async def ask(client: aiohttp.ClientSession, body: dict[str, Any], result: Load) -> None:
     """One streamed answer. Raises ValueError for one that is no success."""
     start = time.perf_counter()
     first: float | None = None
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        if response.status_code != 200:
-            raise ValueError(f"status {response.status_code}")
+    async with client.post("/v1/chat/completions", json=body) as response:
+        if response.status != 200:
+            raise ValueError(f"status {response.status}")
         usage = None
-        async for line in response.aiter_lines():
-            if not line or line == "data: [DONE]":
+        async for line in response.content:
+            if not line.startswith(b"data: {"):
                 continue
-            chunk = json.loads(line.removeprefix("data: "))
+            chunk = json.loads(line.removeprefix(b"data: "))
             if "error" in chunk:
                 raise ValueError(f"in the stream: {chunk['error']['code']}")
             if first is None and chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
@@ -204,9 +201,10 @@ def served(options: argparse.Namespace) -> Iterator[str]:
 
 def resident_bytes(url: str) -> float:
     """Of the server, after the load."""
-    for line in httpx.get(f"{url}/metrics").text.splitlines():
-        if line.startswith("process_resident_memory_bytes"):
-            return float(line.split()[1])
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        for line in response.read().decode().splitlines():
+            if line.startswith("process_resident_memory_bytes"):
+                return float(line.split()[1])
     return float("nan")
 
 

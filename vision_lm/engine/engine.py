@@ -23,7 +23,7 @@ from vision_lm.engine.runner import Runner
 from vision_lm.engine.sampling import Row, Sampling, Token, choose
 from vision_lm.engine.scheduler import Limits, Scheduler, Span
 from vision_lm.engine.stopping import FinishReason, StopStrings
-from vision_lm.engine.ticket import Mailbox, Ticket
+from vision_lm.engine.ticket import Mailbox, Ticket, deliver
 from vision_lm.engine.torch_decoder import TorchDecoder
 from vision_lm.engine.worker import Worker
 from vision_lm.errors import RequestError, VisionLMError
@@ -76,6 +76,7 @@ class Engine:
         self.stats = Stats()
         self._numbers = itertools.count()
         self._mailboxes: dict[Request, Mailbox] = {}  # of requests that have not ended
+        self._news: dict[Mailbox, None] = {}  # mailboxes whose readers are not told yet
         # No lock: a ticket may be forgotten at any moment, in any thread.
         self._cancelled: deque[Request] = deque()
         self._lock = threading.Lock()  # of the three below
@@ -163,9 +164,12 @@ class Engine:
                     self._cancelled.extend(list(self._mailboxes))
                 while self._cancelled:
                     self._finish(self._cancelled.popleft(), "cancelled")
-                if not self.scheduler.busy:
+                busy = self.scheduler.busy
+                if not busy:
                     self._idle.set()
-                    return
+            if not busy:
+                self._deliver()
+                return
             try:
                 spans = self.scheduler.plan()
                 self.stats.peak_pages = max(self.stats.peak_pages, self.pages.used)
@@ -174,6 +178,7 @@ class Engine:
                 log.exception("the engine failed; every request ends")
                 for request in [*self.scheduler.running, *self.scheduler.waiting]:
                     self._end(request, error)
+            self._deliver()
             self.stats.steps += 1
             self.stats.busy_seconds += time.perf_counter() - start
 
@@ -233,7 +238,9 @@ class Engine:
         self.stats.generated_tokens += 1
         certain = request.certain
         if certain > request.sent:
-            self._mailboxes[request].put(request.tokens[request.sent : certain])
+            mailbox = self._mailboxes[request]
+            mailbox.put(request.tokens[request.sent : certain])
+            self._news[mailbox] = None
             request.sent = certain
         if request.finish_reason:
             self._finish(request, request.finish_reason)
@@ -249,3 +256,9 @@ class Engine:
         mailbox = self._mailboxes.pop(request, None)
         if mailbox is not None:
             mailbox.end(outcome)
+            self._news[mailbox] = None
+
+    def _deliver(self) -> None:
+        """Tell those whose mailboxes have something new, once a step."""
+        news, self._news = self._news, {}
+        deliver(news)

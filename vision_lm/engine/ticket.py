@@ -6,27 +6,27 @@ import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from vision_lm.engine.request import Generation, Token
 
 
 class Mailbox:
-    """What the engine's loop writes and the caller reads: tokens in order, then how it ended."""
+    """What the engine's loop writes and the caller reads: tokens in order, then how it ended. See `deliver`."""
 
     def __init__(self) -> None:
         self.tokens: deque[Token] = deque()
         self.generation: Generation | None = None
         self.error: BaseException | None = None
         self.ended = threading.Event()
+        self.reader: Reader | None = None  # of asyncio
         self._news = threading.Condition()
-        self._wake: Callable[[], Any] | None = None  # of an asyncio reader
 
     def put(self, tokens: list[Token]) -> None:
         self.tokens.extend(tokens)
-        self._tell()
 
     def end(self, outcome: Generation | BaseException) -> None:
         if isinstance(outcome, BaseException):
@@ -34,25 +34,45 @@ class Mailbox:
         else:
             self.generation = outcome
         self.ended.set()
-        self._tell()
 
     def wait(self) -> None:
         """Until there are tokens to read, or no more will come."""
         with self._news:
             self._news.wait_for(lambda: self.tokens or self.ended.is_set())
 
-    def on_news(self, wake: Callable[[], Any] | None) -> None:
-        with self._news:
-            self._wake = wake
-
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Those that wait in threads."""
         with self._news:
             self._news.notify_all()
-            if self._wake:
-                try:
-                    self._wake()
-                except RuntimeError:  # the reader's event loop is closed: nobody waits
-                    self._wake = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One that waits in an event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    news: asyncio.Event
+
+
+def deliver(mailboxes: Iterable[Mailbox]) -> None:
+    """Tell all readers that something has come.
+
+    Those of one event loop at once: waking it is a system call, after which the engine would wait for Python's lock
+    while the loop is at work already.
+    """
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    for mailbox in mailboxes:
+        mailbox.tell()
+        if reader := mailbox.reader:  # it may leave meanwhile
+            loops.setdefault(reader.loop, []).append(reader.news)
+    for loop, news in loops.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_set_all, news)
+
+
+def _set_all(events: list[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
 
 
 class Ticket:
@@ -113,12 +133,12 @@ class Ticket:
     @contextmanager
     def _reading(self) -> Iterator[asyncio.Event]:
         """An event that is set whenever something comes; a reader that leaves before the end cancels."""
-        news, loop = asyncio.Event(), asyncio.get_running_loop()
-        self._mailbox.on_news(lambda: loop.call_soon_threadsafe(news.set))
+        news = asyncio.Event()
+        self._mailbox.reader = Reader(asyncio.get_running_loop(), news)
         try:
             yield news
         finally:
-            self._mailbox.on_news(None)
+            self._mailbox.reader = None
             self.cancel()
 
     def _outcome(self) -> Generation:
