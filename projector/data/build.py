@@ -25,8 +25,7 @@ def build(root: Path, sizes: Sizes | None = None) -> None:
         print(f"{package.name} {package.version} ({package.licence}): {folder}", flush=True)
     if not (root / INDEX).exists():
         print(build_pictures(root), flush=True)
-    if not (root / "corpus" / "easy_vqa.jsonl").exists():  # written last
-        print(build_corpus(root, sizes or Sizes()), flush=True)
+    print(build_corpus(root, sizes or Sizes()), flush=True)
     if not (root / "mini-start" / "model.safetensors").exists():
         create_mini(root, root / "mini-start")
         print(root / "mini-start", flush=True)

@@ -5,12 +5,13 @@
     reasoning.jsonl  the same pictures: more questions of the kinds that need two looks
     naming.jsonl     the same pictures: what is where, captions and lists
     drawings.jsonl   one emoji or clip-art drawing a picture, on any ground
+    restyled.jsonl   the same drawings in the manner of other artists
     textures.jsonl   busy pictures of nothing, which lend their patches to class evidence
     easy_vqa.jsonl   easy-VQA's train split
 
 Held out, under `held_out/`: scenes of other seeds and of colour-shape pairs that training never draws, and every
 drawing of one style (HELD_OUT_STYLE). Every unit of work has a seed of its own, so the corpus is the same
-whatever the number of processes.
+whatever the number of processes. Files that are there already are kept.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from projector.data import drawings, easy_vqa, scenes
 from projector.data.pictures import STYLES, Picture, load_pictures
+from projector.data.restyle import restyle, without_colour_names
 from projector.data.samples import QA, Sample, write_jsonl
 from projector.data.scenes import HeldOut, Scene, Sprite
 from projector.data.textures import texture
@@ -52,6 +54,7 @@ class Sizes:
 
     scenes: int = 60_000  # so many that training sees each but once or twice
     drawings: int = 3  # pictures of each drawing
+    restyled: int = 2  # of each, in other manners
     textures: int = 1_200
     held_out_scenes: int = 1_000  # of new seeds, and as many again of pairs never seen together
 
@@ -66,6 +69,7 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
             _units(_scenes, sizes.scenes, out / "scenes", root, trained, "avoid", "train"),
         ),
         (out / "drawings.jsonl", _drawing_units(root, out / "drawings", trained, sizes.drawings)),
+        (out / "restyled.jsonl", _restyled_units(root, out / "restyled", trained, sizes.restyled)),
         (
             out / "textures.jsonl",
             [partial(_textures, out / "textures", start) for start in range(0, sizes.textures, UNIT)],
@@ -93,6 +97,8 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
     ]
     with ProcessPoolExecutor(processes) as pool:
         for path, units in jobs:
+            if path.exists():
+                continue
             futures = [pool.submit(unit) for unit in units]
             progress = tqdm(futures, desc=path.stem, unit="unit")
             try:
@@ -100,7 +106,8 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
             except BaseException:  # of which nothing would be heard before all the other units are done
                 pool.shutdown(cancel_futures=True)
                 raise
-    write_jsonl(out / "easy_vqa.jsonl", _easy_vqa())
+    if not (out / "easy_vqa.jsonl").exists():
+        write_jsonl(out / "easy_vqa.jsonl", _easy_vqa())
     return out
 
 
@@ -113,8 +120,11 @@ class Part:
 
 
 def write_parts(path: Path, parts: Sequence[Part]) -> None:
-    """The main samples to `path`, the others beside it: dialogues.jsonl for scenes, pairs_dialogues.jsonl for pairs."""
-    for beside in ("", *BESIDE):
+    """The main samples to `path`, the others beside it: dialogues.jsonl for scenes, pairs_dialogues.jsonl for pairs.
+
+    The main ones last: where their file is, all are.
+    """
+    for beside in (*BESIDE, ""):
         some = [part.sample for part in parts if part.beside == beside]
         stem = beside if path.stem == "scenes" else f"{path.stem}_{beside}"
         if some:
@@ -207,6 +217,33 @@ def _drawings(folder: Path, root: Path, styles: Sequence[str], copies: int, star
             path = folder / f"{number:05d}-{copy}.png"
             drawings.place(cut_out, SIZE, rng, plain=copies == 1).save(path, compress_level=1)
             asked = tuple(drawings.turns(picture, pictures, CAPTION_REQUESTS, rng))
+            parts.append(Part("", Sample((path,), asked)))
+    return parts
+
+
+def _restyled_units(
+    root: Path, folder: Path, styles: Sequence[str], copies: int
+) -> list[Callable[[], list[Part]]]:
+    count = len(load_pictures(root, styles)) if copies else 0
+    return [partial(_restyled, folder, root, styles, copies, start) for start in range(0, count, UNIT)]
+
+
+def _restyled(folder: Path, root: Path, styles: Sequence[str], copies: int, start: int) -> list[Part]:
+    """One unit of the same drawings in other manners, but for those that are called by their colours."""
+    rng = random.Random(f"restyled/{'+'.join(styles)}/{start}")
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = load_pictures(root, styles)
+    colourless = [one for one in map(without_colour_names, pictures) if one]
+    parts = []
+    for number, picture in enumerate(pictures[start : start + UNIT], start):
+        if (named := without_colour_names(picture)) is None:
+            continue
+        with Image.open(picture.path) as file:
+            cut_out = file.convert("RGBA")
+        for copy in range(copies):
+            path = folder / f"{number:05d}-{copy}.png"
+            drawings.place(restyle(cut_out, rng), SIZE, rng).save(path, compress_level=1)
+            asked = tuple(drawings.turns(named, colourless, CAPTION_REQUESTS, rng))
             parts.append(Part("", Sample((path,), asked)))
     return parts
 

@@ -17,7 +17,7 @@ from projector.data.corpus import HELD_OUT_STYLE, Sizes, build_corpus
 from projector.data.pictures import INDEX, STYLES
 from projector.data.samples import QA, iter_jsonl
 
-FEW = Sizes(scenes=8, drawings=1, textures=0, held_out_scenes=3)
+FEW = Sizes(scenes=8, drawings=1, restyled=1, textures=0, held_out_scenes=3)
 
 
 TRAINED = ("cat", "cup", "car", "key", "hat", "tree", "ship", "shoe", "book", "drum")
@@ -60,9 +60,21 @@ def test_other_questions_leave_every_picture_as_it_is(
         return ask(scene, rng, *rest, **more)[:1]
 
     monkeypatch.setattr(scenes, "questions", other)
+    for file in root.rglob("*.jsonl"):  # those that are there would be kept
+        file.unlink()
     after = contents(build_corpus(drawings, FEW, processes=1))
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"scenes.jsonl", "held_out/scenes.jsonl", "held_out/pairs.jsonl"}
+
+
+def test_a_build_that_was_stopped_goes_on(drawings: Path) -> None:
+    """A file that is there already is not made again, and what is missing is, as it was."""
+    root = build_corpus(drawings, FEW, processes=1)
+    before = contents(root)
+    (root / "scenes.jsonl").write_text("kept\n")
+    (root / "restyled.jsonl").unlink()
+    after = contents(build_corpus(drawings, FEW, processes=1))
+    assert after == before | {"scenes.jsonl": b"kept\n"}
 
 
 def test_what_is_held_out_is_not_trained(drawings: Path) -> None:
