@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mini_captions import captions, photographs
+from mini_tables import SCORE_HEAD, score_line
 
 import vision_lm
 from projector.data import easy_vqa
@@ -35,7 +36,7 @@ from vision_lm.evaluate import own
 from vision_lm.evaluate.answers import exact, listed
 from vision_lm.evaluate.bootstrap import rate
 from vision_lm.evaluate.normalise import plain
-from vision_lm.evaluate.selective import calibration_error
+from vision_lm.evaluate.selective import calibration_error, calibration_error_by_chance
 from vision_lm.evaluate.settings import TaskFiles
 from vision_lm.evaluate.tasks import Item
 from vision_lm.model import VisionLM
@@ -65,6 +66,7 @@ class Score:
     high: float
     blind: float | None
     calibration_error: float
+    by_chance: float  # what it would be on average if the confidences were right
 
 
 def main() -> None:
@@ -85,8 +87,8 @@ def main() -> None:
     }
     for name, asked in tasks(arguments.data).items():
         scores = measure(vlm, _limited(asked.items, arguments.limit), asked.priors, names)
-        report[name] = [asdict(score) for score in scores]
-        _print_table(name, scores)
+        report[name] = rows = [asdict(score) for score in scores]
+        print("", *SCORE_HEAD, *(score_line(name, row) for row in rows), sep="\n", flush=True)
     report["captions"] = captions(vlm, corpus / "held_out" / "scenes.jsonl", names, arguments.limit or 1000)
     print("captions:", report["captions"])
     report["photographs"] = photographs(vlm)
@@ -136,7 +138,8 @@ def measure(
         found = rate(right[places].tolist(), [str(items[place].image) for place in places])
         guess = float(blind[places].mean()) if priors is not None else None
         error = calibration_error(sure[places], right[places].astype(bool))
-        scores.append(Score(kind, found.items, found.value, found.low, found.high, guess, error))
+        chance = calibration_error_by_chance(sure[places])
+        scores.append(Score(kind, found.items, found.value, found.low, found.high, guess, error, chance))
     return scores
 
 
@@ -170,20 +173,6 @@ def _most_frequent(pairs: Iterable[tuple[str, str]]) -> Priors:
 
 def _limited(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
     return random.Random(0).sample(items, limit) if limit and limit < len(items) else items
-
-
-def _print_table(name: str, scores: Sequence[Score]) -> None:
-    """As Markdown: docs/mini.md holds these lines."""
-    print(
-        f"\n| {name} | questions | right | 95% interval | blind | calibration error |\n|---|---|---|---|---|---|"
-    )
-    for score in scores:
-        blind = "" if score.blind is None else f"{score.blind:.1%}"
-        print(
-            f"| {score.kind} | {score.questions:,} | {score.accuracy:.1%} | {score.low:.1%}–{score.high:.1%} "
-            f"| {blind} | {score.calibration_error:.1%} |",
-            flush=True,
-        )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+SCORE_HEAD = (
+    "| task | kind | questions | right | 95% interval | blind | calibration error | by chance |",
+    "|---|---|---|---|---|---|---|---|",
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -42,15 +47,17 @@ def replaced(page: str, name: str, table: str) -> str:
 
 
 def scores(quality: Mapping[str, Any]) -> Iterator[str]:
-    yield "| task | kind | questions | right | 95% interval | blind | calibration error |"
-    yield "|---|---|---|---|---|---|---|"
+    yield from SCORE_HEAD
     for task, rows in quality.items():
-        for row in rows if isinstance(rows, list) else ():
-            blind = "" if row["blind"] is None else f"{row['blind']:.1%}"
-            yield (
-                f"| {task} | {row['kind']} | {row['questions']:,} | {row['accuracy']:.1%} "
-                f"| {row['low']:.1%}–{row['high']:.1%} | {blind} | {row['calibration_error']:.1%} |"
-            )
+        yield from (score_line(task, row) for row in (rows if isinstance(rows, list) else ()))
+
+
+def score_line(task: str, row: Mapping[str, Any]) -> str:
+    blind = "" if row["blind"] is None else f"{row['blind']:.1%}"
+    return (
+        f"| {task} | {row['kind']} | {row['questions']:,} | {row['accuracy']:.1%} "
+        f"| {row['low']:.1%}–{row['high']:.1%} | {blind} | {row['calibration_error']:.1%} | {row['by_chance']:.1%} |"
+    )
 
 
 def captions(rows: Mapping[str, Any]) -> Iterator[str]:

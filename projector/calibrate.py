@@ -2,8 +2,9 @@
 
     python -m projector.calibrate --model build/mini --data data [--risk 0.05]
 
-Platt scaling of the probabilities; then, from the risk-coverage curve of the same answers, the confidence below which an
-answer counts as `unanswerable`: as many are given as can be with at most the share `--risk` of them wrong.
+Platt scaling of the probabilities, for answers that point at no place, at one, at two and at more; then, from the
+risk-coverage curve of the same answers, the confidence below which an answer counts as `unanswerable`: as many are given
+as can be with at most the share `--risk` of them wrong.
 
 The first quarter of every held-out file is for this fit alone (`projector.data.held_out`);
 `benchmarks/mini_quality.py` reports on the rest. One question of a kind and picture, so that no kind drowns the others.
@@ -21,11 +22,12 @@ from projector.data.held_out import calibration_part
 from projector.data.samples import QA, Sample, iter_jsonl
 from vision_lm.answer import Answer
 from vision_lm.checkpoint import read_checkpoint, write_checkpoint
-from vision_lm.config import Calibration
+from vision_lm.config import Calibration, PlattScaling
 from vision_lm.evaluate.answers import in_any_order
 from vision_lm.evaluate.selective import calibration_error, risk_coverage
 from vision_lm.model import VisionLM
 
+MOST = 3  # places: answers that point at more are too few for a curve of their own
 HELD_OUT = ("scenes.jsonl", "reasoning.jsonl", "naming.jsonl", "drawings.jsonl")
 
 
@@ -59,8 +61,9 @@ def main() -> None:
             for answer, (_, turn) in zip(answers, asked, strict=True)
         ]
     )
-    calibration = fit(probabilities, right)
-    scaled = apply(calibration, probabilities)
+    places = np.array([len(answer.points) for answer in answers])
+    calibration = fit(probabilities, right, places)
+    scaled = apply(calibration, probabilities, places)
     threshold = risk_coverage(scaled, right).threshold(arguments.risk)
     calibration = dataclasses.replace(calibration, unanswerable=threshold)
     given = scaled >= threshold
@@ -78,7 +81,16 @@ def one_of_each_kind(sample: Sample) -> list[QA]:
     return list({turn.kind: turn for turn in reversed(sample.turns) if turn.kind != "caption"}.values())
 
 
-def fit(probabilities: np.ndarray, right: np.ndarray, steps: int = 50) -> Calibration:
+def fit(probabilities: np.ndarray, right: np.ndarray, places: np.ndarray) -> Calibration:
+    """Of answers (M,) the probability, whether it is right, and at how many places it points."""
+    groups = np.minimum(places, MOST)
+    lines = [
+        platt(probabilities[groups == group], right[groups == group]) for group in range(groups.max() + 1)
+    ]
+    return Calibration(lines[0].scale, lines[0].shift, pointing=tuple(lines[1:]))
+
+
+def platt(probabilities: np.ndarray, right: np.ndarray, steps: int = 50) -> PlattScaling:
     """Logistic regression of being right on the logit of the probability (Platt 1999), by Newton's method.
 
     probabilities, right: (M,). Platt's smoothed targets keep it finite where every answer is right.
@@ -92,13 +104,15 @@ def fit(probabilities: np.ndarray, right: np.ndarray, steps: int = 50) -> Calibr
         gradient = x.T @ (predicted - target)
         curvature = (x * (predicted * (1 - predicted))[:, None]).T @ x + 1e-6 * np.eye(2)
         weights = weights - np.linalg.solve(curvature, gradient)
-    return Calibration(scale=float(weights[0]), shift=float(weights[1]))
+    return PlattScaling(scale=float(weights[0]), shift=float(weights[1]))
 
 
-def apply(calibration: Calibration, probabilities: np.ndarray) -> np.ndarray:
+def apply(calibration: Calibration, probabilities: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Calibrated confidences (M,) of raw probabilities (M,), as `vision_lm.answer.confidence` gives them."""
     p = np.clip(probabilities, 1e-6, 1 - 1e-6)
-    return 1 / (1 + np.exp(-(calibration.scale * np.log(p / (1 - p)) + calibration.shift)))
+    scalings = [calibration.scaling(count) for count in places.tolist()]
+    scale, shift = (np.array([getattr(one, name) for one in scalings]) for name in ("scale", "shift"))
+    return 1 / (1 + np.exp(-(scale * np.log(p / (1 - p)) + shift)))
 
 
 if __name__ == "__main__":

@@ -139,12 +139,23 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Platt scaling of what `answer.confidence` makes of the tokens, p: sigmoid(scale * logit(p) + shift)."""
+class PlattScaling:
+    """From p, what `answer.confidence` makes of the tokens, to a confidence: sigmoid(scale * logit(p) + shift)."""
 
     scale: float = 1.0
     shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class Calibration(PlattScaling):
+    """How sure an answer may be called that points nowhere, and one that points: it looked more often, and errs otherwise."""
+
     unanswerable: float = 0.0  # answers less sure than this count as none; see `projector.calibrate`
+    pointing: tuple[PlattScaling, ...] = ()  # for one place, for two, and so on; the last also for more
+
+    def scaling(self, places: int) -> PlattScaling:
+        """For an answer that points at so many places."""
+        return self.pointing[min(places, len(self.pointing)) - 1] if places and self.pointing else self
 
 
 @dataclass(frozen=True)
@@ -213,8 +224,9 @@ class Config:
             yield f"vision.std is {list(vision.std)}, allowed: above 0"
         if not all(0 <= level <= 1 for level in vision.fill or ()):
             yield f"vision.fill is {list(vision.fill or ())}, allowed: 0 to 1"
-        if not all(map(math.isfinite, (self.calibration.scale, self.calibration.shift))):
-            yield f"calibration is {self.calibration.scale}, {self.calibration.shift}, allowed: finite numbers"
+        for one in (self.calibration, *self.calibration.pointing):
+            if not all(map(math.isfinite, (one.scale, one.shift))):
+                yield f"calibration is {one.scale}, {one.shift}, allowed: finite numbers"
         if not 0 <= self.calibration.unanswerable <= 1:
             yield f"calibration.unanswerable is {self.calibration.unanswerable}, allowed: 0 to 1"
         if not text.partial_rotary_factor <= 1:

@@ -15,7 +15,12 @@ from vision_lm.engine import Generation
 from vision_lm.evaluate.predictions import Prediction
 from vision_lm.evaluate.registry import read_task
 from vision_lm.evaluate.run import Model, run_task
-from vision_lm.evaluate.selective import calibration_error, risk_coverage, selective_scores
+from vision_lm.evaluate.selective import (
+    calibration_error,
+    calibration_error_by_chance,
+    risk_coverage,
+    selective_scores,
+)
 from vision_lm.evaluate.settings import Settings
 
 
@@ -54,6 +59,14 @@ def test_scores_of_known_chances() -> None:
     width = found["accuracy at 80% coverage"].high - found["accuracy at 80% coverage"].low
     assert width == pytest.approx(2 * 1.96 * standard_error, rel=0.5)
     assert calibration_error(np.full(100, 0.9), np.repeat([1.0, 0.0], 50)) == pytest.approx(0.4)
+
+
+def test_few_answers_have_a_calibration_error_by_chance() -> None:
+    """Of n answers that are all half sure, the mean distance of the share of heads from 1/2: sqrt(1 / (2 pi n))."""
+    for count in (100, 10_000):
+        expected = 1 / np.sqrt(2 * np.pi * count)
+        assert calibration_error_by_chance(np.full(count, 0.5), 2000) == pytest.approx(expected, rel=0.05)
+    assert calibration_error_by_chance(np.ones(50)) == 0
 
 
 def test_the_report_has_what_the_confidence_is_worth(tmp_path: Path) -> None:

@@ -53,6 +53,23 @@ def calibration_error(confidences: np.ndarray, right: np.ndarray, weights: np.nd
     return float(np.abs(gaps).sum() / times.sum())
 
 
+def calibration_error_by_chance(confidences: np.ndarray, draws: int = 200) -> float:
+    """What `calibration_error` comes to on average where every confidence (M,) is exactly the chance of being right.
+
+    Few answers to a bin are never right in just that share: below this an error tells nothing (Kumar et al. 2019,
+    arXiv 1909.10155). By simulation, the same every time.
+    """
+    chance = np.random.default_rng(0)
+    return float(
+        np.mean(
+            [
+                calibration_error(confidences, chance.random(len(confidences)) < confidences)
+                for _ in range(draws)
+            ]
+        )
+    )
+
+
 def selective_scores(
     confidences: np.ndarray,
     right: np.ndarray,
