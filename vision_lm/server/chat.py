@@ -62,7 +62,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Any:
         return await service.submit(vlm, [(turns, task) for task in tasks], service.pictures(vlm))
 
     if body.stream:
-        answers = await unless_gone(request, submit, timeout)
+        answers = await unless_gone(request.receive, submit(), timeout)
         return ChatStream(answers, body, name, vlm, record, timeout)
 
     async def complete() -> ChatCompletion:
@@ -75,7 +75,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Any:
         record.note(answers)
         return completion(name, choices, answers)
 
-    return await unless_gone(request, complete, timeout)
+    return await unless_gone(request.receive, complete(), timeout)
 
 
 def tasks_of(body: ChatRequest, vlm: VisionLM, service: Service) -> list[Task]:

@@ -114,4 +114,4 @@ async def explain_answer(body: ExplainRequest, request: Request) -> ExplainedAns
             windows=found.windows.astype(float).round(DIGITS).tolist(),
         )
 
-    return await unless_gone(request, complete, service.settings.timeout)
+    return await unless_gone(request.receive, complete(), service.settings.timeout)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
 
-import anyio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -96,7 +96,7 @@ def check_media_type(headers: Headers, allowed: tuple[str, ...]) -> None:
 
 def limited(receive: Receive, settings: Settings) -> Receive:
     """`receive` that gives up on a body beyond its size or its time."""
-    deadline = anyio.current_time() + settings.body_timeout
+    deadline = asyncio.get_running_loop().time() + settings.body_timeout
     total, complete = 0, False
 
     async def receive_limited() -> Message:
@@ -104,7 +104,7 @@ def limited(receive: Receive, settings: Settings) -> Receive:
         if complete:  # what comes now is the end of the connection, whenever that may be
             return await receive()
         try:
-            with anyio.fail_after(deadline - anyio.current_time()):
+            async with asyncio.timeout_at(deadline):
                 message = await receive()
         except TimeoutError:
             message_text = f"the body was not complete after {settings.body_timeout:g} s; send it faster"

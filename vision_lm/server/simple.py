@@ -105,7 +105,7 @@ async def answered(
             answer = await second_look.confirmed(service, vlm, turn.images[0], answer, pictures)
         return answer, usage_of([one])
 
-    return await unless_gone(request, complete, service.settings.timeout)
+    return await unless_gone(request.receive, complete(), service.settings.timeout)
 
 
 def said(name: str, answer: Answer, usage: Usage) -> dict[str, Any]:

@@ -8,20 +8,21 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
-import anyio
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from vision_lm.async_model import AsyncAnswer, Piece
 from vision_lm.engine.stopping import FinishReason
 from vision_lm.model import VisionLM
-from vision_lm.server.errors import as_api_error
+from vision_lm.server.errors import ApiError, as_api_error
 from vision_lm.server.logprobs import logprobs_of
 from vision_lm.server.observe import Record
 from vision_lm.server.schemas import ChatRequest
-from vision_lm.server.service import timed_out, usage_of
+from vision_lm.server.service import timed_out, unless_gone, usage_of
 
 log = logging.getLogger("vision_lm.server")
 LAST_WORDS = 5.0  # seconds after the timeout in which a client that reads slowly may still read why
@@ -45,7 +46,7 @@ class ChatStream(StreamingResponse):
         }  # a proxy must not gather the pieces
         super().__init__(self._events(), headers=headers, media_type="text/event-stream")
         self.answers, self.asked, self.vlm, self.record, self.timeout = answers, asked, vlm, record, timeout
-        self.deadline = anyio.current_time() + timeout - record.elapsed
+        self.deadline = asyncio.get_running_loop().time() + timeout - record.elapsed
         self.usage_wanted = bool(asked.stream_options and asked.stream_options.include_usage)
         self.head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -55,9 +56,14 @@ class ChatStream(StreamingResponse):
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = self.deadline + LAST_WORDS - asyncio.get_running_loop().time()
         try:
-            with anyio.move_on_after(self.deadline + LAST_WORDS - anyio.current_time()):
-                await super().__call__(scope, receive, send)
+            with suppress(
+                ApiError
+            ):  # gone, or too slow a reader: it has had its status, and what it has read
+                await unless_gone(receive, self.stream_response(send), left)
+        except OSError as error:  # the connection broke while we wrote
+            raise ClientDisconnect from error
         finally:
             for answer in self.answers:
                 answer.cancel()
