@@ -1,10 +1,11 @@
-"""Tiny random checkpoints and pictures that the tests share."""
+"""Tiny checkpoints, tokenizers and pictures that the tests share."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
+import vision_lm
 from projector.module import Projector
+from tests.picture_files import BLUE, GREEN, RED, WHITE
 from vision_lm.checkpoint import Checkpoint
 from vision_lm.config import Config, ProjectorConfig, PromptConfig, TextConfig, VisionConfig
 from vision_lm.encoder import ImageEncoder, feature_width
@@ -54,6 +57,12 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
+def mini_tokenizer() -> Tokenizer:
+    weights = Path(vision_lm.__file__).parent / "weights" / "mini"
+    return Tokenizer.from_file(str(weights / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
 def vit_checkpoint() -> Checkpoint:
     """Random weights: an open_clip ViT of 16 patches and a 2-layer Phi."""
     return random_checkpoint(VIT)
@@ -83,6 +92,14 @@ def pictures() -> list[Image.Image]:
     noise = np.random.default_rng(0)
     sizes = [(40 + 9 * n, 70 - 5 * n) for n in range(8)]
     return [Image.fromarray(noise.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """3 x 2 pixels, no two rows, columns or corners alike."""
+    image = Image.new("RGB", (3, 2))
+    image.putdata([RED, GREEN, BLUE, WHITE, (0, 0, 0), (255, 255, 0)])
+    return image
 
 
 def scripted(
