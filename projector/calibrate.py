@@ -2,9 +2,9 @@
 
     python -m projector.calibrate --model build/mini --data data [--risk 0.05]
 
-Platt scaling of the probabilities, for answers that point at no place, at one, at two and at more; then, from the
-risk-coverage curve of the same answers, the confidence below which an answer counts as `unanswerable`: as many are given
-as can be with at most the share `--risk` of them wrong.
+Platt scaling of the probabilities, for answers of one word, of more, and those that point at one place, at two and at more.
+Then, from the risk-coverage curve of the same answers, the confidence below which an answer counts as `unanswerable`: as
+many are given as can be with at most the share `--risk` of them wrong.
 
 The first quarter of every held-out file is for this fit alone (`projector.data.held_out`);
 `benchmarks/mini_quality.py` reports on the rest. One question of a kind and picture, so that no kind drowns the others.
@@ -62,8 +62,9 @@ def main() -> None:
         ]
     )
     places = np.array([len(answer.points) for answer in answers])
-    calibration = fit(probabilities, right, places)
-    scaled = apply(calibration, probabilities, places)
+    words = np.array([len(answer.tokens) for answer in answers]) - places
+    calibration = fit(probabilities, right, words, places)
+    scaled = apply(calibration, probabilities, words, places)
     threshold = risk_coverage(scaled, right).threshold(arguments.risk)
     calibration = dataclasses.replace(calibration, unanswerable=threshold)
     given = scaled >= threshold
@@ -81,13 +82,17 @@ def one_of_each_kind(sample: Sample) -> list[QA]:
     return list({turn.kind: turn for turn in reversed(sample.turns) if turn.kind != "caption"}.values())
 
 
-def fit(probabilities: np.ndarray, right: np.ndarray, places: np.ndarray) -> Calibration:
-    """Of answers (M,) the probability, whether it is right, and at how many places it points."""
-    groups = np.minimum(places, MOST)
-    lines = [
-        platt(probabilities[groups == group], right[groups == group]) for group in range(groups.max() + 1)
-    ]
-    return Calibration(lines[0].scale, lines[0].shift, pointing=tuple(lines[1:]))
+def fit(probabilities: np.ndarray, right: np.ndarray, words: np.ndarray, places: np.ndarray) -> Calibration:
+    """Of answers (M,) the probability, whether it is right, of how many tokens it is, and at how many places it points."""
+
+    def of(some: np.ndarray) -> PlattScaling:
+        return platt(probabilities[some], right[some])
+
+    phrase = of((places == 0) & (words != 1))
+    pointing = [of(np.minimum(places, MOST) == count) for count in range(1, min(int(places.max()), MOST) + 1)]
+    return Calibration(
+        phrase.scale, phrase.shift, word=of((places == 0) & (words == 1)), pointing=tuple(pointing)
+    )
 
 
 def platt(probabilities: np.ndarray, right: np.ndarray, steps: int = 50) -> PlattScaling:
@@ -107,10 +112,12 @@ def platt(probabilities: np.ndarray, right: np.ndarray, steps: int = 50) -> Plat
     return PlattScaling(scale=float(weights[0]), shift=float(weights[1]))
 
 
-def apply(calibration: Calibration, probabilities: np.ndarray, places: np.ndarray) -> np.ndarray:
+def apply(
+    calibration: Calibration, probabilities: np.ndarray, words: np.ndarray, places: np.ndarray
+) -> np.ndarray:
     """Calibrated confidences (M,) of raw probabilities (M,), as `vision_lm.answer.confidence` gives them."""
     p = np.clip(probabilities, 1e-6, 1 - 1e-6)
-    scalings = [calibration.scaling(count) for count in places.tolist()]
+    scalings = [calibration.scaling(*form) for form in zip(words.tolist(), places.tolist(), strict=True)]
     scale, shift = (np.array([getattr(one, name) for one in scalings]) for name in ("scale", "shift"))
     return 1 / (1 + np.exp(-(scale * np.log(p / (1 - p)) + shift)))
 

@@ -210,7 +210,7 @@ def confidence(
     probability = math.exp(sum(words) / (1 if phrase else len(words)) + sum(points))
     probability = min(max(probability, 1e-6), 1 - 1e-6)  # where the logit is finite
     logit = math.log(probability) - math.log1p(-probability)
-    scaling = calibration.scaling(len(points))
+    scaling = calibration.scaling(len(words), len(points))
     scaled = scaling.scale * logit + scaling.shift
     # Each side takes exp of what is not positive, which cannot overflow.
     return 1 / (1 + math.exp(-scaled)) if scaled >= 0 else math.exp(scaled) / (1 + math.exp(scaled))

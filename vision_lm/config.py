@@ -148,14 +148,17 @@ class PlattScaling:
 
 @dataclass(frozen=True)
 class Calibration(PlattScaling):
-    """How sure an answer may be called that points nowhere, and one that points: it looked more often, and errs otherwise."""
+    """How sure an answer may be called, by its form: a word, more of them, or words that point, which err differently."""
 
     unanswerable: float = 0.0  # answers less sure than this count as none; see `projector.calibrate`
+    word: PlattScaling | None = None  # for an answer of one token, such as yes; None: as for more
     pointing: tuple[PlattScaling, ...] = ()  # for one place, for two, and so on; the last also for more
 
-    def scaling(self, places: int) -> PlattScaling:
-        """For an answer that points at so many places."""
-        return self.pointing[min(places, len(self.pointing)) - 1] if places and self.pointing else self
+    def scaling(self, words: int, places: int) -> PlattScaling:
+        """For an answer of so many tokens that points at so many places."""
+        if places and self.pointing:
+            return self.pointing[min(places, len(self.pointing)) - 1]
+        return self.word if self.word and words == 1 else self
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,8 @@ class Config:
             yield f"vision.std is {list(vision.std)}, allowed: above 0"
         if not all(0 <= level <= 1 for level in vision.fill or ()):
             yield f"vision.fill is {list(vision.fill or ())}, allowed: 0 to 1"
-        for one in (self.calibration, *self.calibration.pointing):
+        calibration = self.calibration
+        for one in (calibration, *calibration.pointing, *([calibration.word] if calibration.word else ())):
             if not all(map(math.isfinite, (one.scale, one.shift))):
                 yield f"calibration is {one.scale}, {one.shift}, allowed: finite numbers"
         if not 0 <= self.calibration.unanswerable <= 1:
