@@ -69,7 +69,7 @@ def _checked(vlm: VisionLM, picture: Path, stream: AnswerStream) -> Writing:
     finally:
         stream.close()
     assert stream.answer is not None
-    check, task, pictures = Check(vlm, picture, stream.answer), first_word(vlm), Pictures(vlm.encoder)
+    check, task, pictures = Check(vlm, picture, stream.answer), first_word(vlm), Pictures(vlm.config.vision)
     waiting = [vlm.submit(turns, task, pictures) for turns in check.conversations]
     replies = []
     for one in waiting:

@@ -47,7 +47,7 @@ def checked(mini: VisionLM, scene: Image.Image, text: str) -> Answer:
     ]
     question, _ = mini.caption_task("normal", {})
     said = mini.given_task(mini.prompts.answer_ids(text, points)[:-1])
-    seen = Pictures(mini.encoder, ())
+    seen = Pictures(mini.config.vision, ())
     written = mini.submit([Turn(question, (scene,))], said, seen).ticket.result()
     (found,) = checking.checked(mini, [scene], [mini.writer.whole(written, caption=True)], seen)
     return found

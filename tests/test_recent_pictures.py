@@ -39,7 +39,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[ImageSource]:
 
 def fitted(vlm: VisionLM, source: ImageSource, recent: RecentPictures | None) -> FittedPicture:
     """As a request of its own gets it."""
-    found = Pictures(vlm.encoder, recent=recent).open(source)
+    found = Pictures(vlm.config.vision, recent=recent).open(source)
     assert isinstance(found, FittedPicture)
     return found
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from vision_lm.answer import Answer, Pieces
+from vision_lm.answerer import Pending
 from vision_lm.engine import Token
-from vision_lm.model import Pending
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from vision_lm.prompts import Turn
 from vision_lm.support import likelihood
 
 if TYPE_CHECKING:
+    from vision_lm.answerer import Answerer, Reply, Task
     from vision_lm.images import ImageSource
-    from vision_lm.model import Reply, Task, VisionLM
 
 CONFIRMED = 0.82  # the mean of the three: on mini's calibration scenes 96% of what has so much is there
 DOUBTFUL = 0.5  # below, "perhaps" would be too much
@@ -104,7 +104,7 @@ class Opinions:
 class Check:
     """A caption's second look: what the model is asked about it, and what its answers leave of it."""
 
-    def __init__(self, vlm: VisionLM, image: Any, caption: Answer, *, forced: bool = False) -> None:
+    def __init__(self, vlm: Answerer, image: Any, caption: Answer, *, forced: bool = False) -> None:
         """`image`: whatever a turn may show; the one that was described. `forced`: the caption had a given form."""
         self._vlm, self._caption, self._forced = vlm, caption, forced
         self._mentions = _mentions(caption.text)
@@ -126,14 +126,14 @@ class Check:
         return _corrected(self._caption, self._mentions, opinions)
 
 
-def first_word(vlm: VisionLM) -> Task:
+def first_word(vlm: Answerer) -> Task:
     """How the answers of a second look are written: of each the likeliest first words are enough, after what it points at."""
     tokens = 1 if vlm.config.prompt.points is None else POINTED
     return vlm.task(tokens, {"top_logprobs": TOP})
 
 
 def checked(
-    vlm: VisionLM,
+    vlm: Answerer,
     images: Sequence[ImageSource],
     captions: Sequence[Answer],
     pictures: Pictures,
@@ -150,7 +150,7 @@ def checked(
     return [check.corrected(list(islice(replies, len(check.conversations)))) for check in checks]
 
 
-def _first_words(vlm: VisionLM, reply: Reply) -> list[tuple[str, float]]:
+def _first_words(vlm: Answerer, reply: Reply) -> list[tuple[str, float]]:
     """The likeliest first words of an answer, with their probabilities."""
     if not isinstance(reply, Answer):
         raise reply

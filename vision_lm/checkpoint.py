@@ -65,9 +65,7 @@ def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     Raises CheckpointError with one line that names the file, the key or the tensor that is wrong.
     """
     folder = checkpoint_folder(source)
-    config = Config.load(folder / CONFIG)
-    tokenizer = read_tokenizer(folder / TOKENIZER)
-    _check_tokenizer(tokenizer, config, folder / TOKENIZER)
+    config, tokenizer = read_config_and_tokenizer(folder)
     checkpoint = Checkpoint(config, read_tensors(folder), tokenizer)
     given, (patches, width) = config.projector, checkpoint.patch_layout
     if given.in_features != width:
@@ -80,6 +78,14 @@ def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         )
     check_tensors(checkpoint.tensors, expected_tensors(config), folder)
     return checkpoint
+
+
+def read_config_and_tokenizer(folder: Path) -> tuple[Config, Tokenizer]:
+    """All of a checkpoint but its tensors. Raises CheckpointError."""
+    config = Config.load(folder / CONFIG)
+    tokenizer = read_tokenizer(folder / TOKENIZER)
+    _check_tokenizer(tokenizer, config, folder / TOKENIZER)
+    return config, tokenizer
 
 
 def checkpoint_folder(source: str | os.PathLike[str]) -> Path:

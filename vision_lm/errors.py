@@ -23,6 +23,13 @@ class RequestError(VisionLMError):
     """A question, prompt or sampling setting that cannot be answered."""
 
 
+class EngineGoneError(VisionLMError):
+    """A request whose engine, in a process of its own, has ended."""
+
+    def __init__(self, message: str = "the engine's process has ended; start the service again") -> None:
+        super().__init__(message)
+
+
 class CheckpointError(VisionLMError):
     """A checkpoint that is missing, damaged, or does not fit its config."""
 

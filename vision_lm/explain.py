@@ -35,7 +35,7 @@ from vision_lm.pictures import FittedPicture, Picture, Pictures
 from vision_lm.prompts import Turn
 
 if TYPE_CHECKING:
-    from vision_lm.model import Task, VisionLM
+    from vision_lm.answerer import Answerer, Task
 
 GRID = 6  # cells a side, unless told otherwise: 2 (6 + 1)^2 + 2 = 100 times the model's work for one answer
 MAX_GRID = 16
@@ -130,7 +130,7 @@ class Explanation:
 
 
 def explain(
-    vlm: VisionLM,
+    vlm: Answerer,
     turns: Sequence[Turn],
     picture: int,
     answer: str | None,
@@ -152,7 +152,7 @@ def explain(
         )
     turns = [replace(turn, images=tuple(map(vlm.open_image, turn.images))) for turn in turns]
     images = [image for turn in turns for image in turn.images]
-    pictures = Pictures(vlm.encoder)
+    pictures = Pictures(vlm.config.vision)
     opened = [pictures.open(image) for image in images]
     if answer is None:
         said = vlm.submit(turns, own, pictures).answer()

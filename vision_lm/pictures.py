@@ -22,6 +22,7 @@ from vision_lm.images import ImageLimits, ImageSource, open_image
 from vision_lm.preprocess import fit, levels, normalise, pixel_digest
 
 KEPT = 64  # pictures remembered from one part of a long list to the next
+BRIEF = 1 << 18  # characters or bytes whose digest is computed in a moment
 GRAPHED = (
     4  # pictures at once on a GPU whose launches cost more than their arithmetic: these run as a CUDA graph
 )
@@ -35,6 +36,10 @@ class FittedPicture:
     pixels: np.ndarray  # (S, S, 3), or of a sheet with its parts (H, W, 3), uint8
     digest: bytes  # of the pixels: the same picture from two sources is one picture
 
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes
+
     def ready(self, config: VisionConfig) -> Picture:
         """For the encoder of this config."""
         return Picture(torch.from_numpy(normalise(self.pixels, config)), self.digest)
@@ -47,6 +52,10 @@ class Picture:
     pixels: Tensor  # (3, S, S), or of a sheet with its parts (3, H, W), float32
     digest: bytes
 
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes
+
 
 @dataclass(frozen=True)
 class EncodedPicture:
@@ -54,6 +63,10 @@ class EncodedPicture:
 
     tokens: Tensor  # (M, Dt), as the language model sees them
     digest: bytes
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes
 
 
 class RecentPictures:
@@ -99,13 +112,13 @@ class Pictures:
 
     def __init__(
         self,
-        encoder: ImageEncoder,
+        config: VisionConfig,
         allow_url_hosts: Collection[str] = (),
         limits: ImageLimits | None = None,
         recent: RecentPictures | None = None,
     ) -> None:
-        """`recent`: of earlier calls with the same encoder and limits."""
-        self.encoder = encoder
+        """`config`: of the encoder that they are for; `recent`: of earlier calls with the same encoder and limits."""
+        self.config = config
         self.allow_url_hosts = allow_url_hosts
         self.limits = limits or ImageLimits()
         self.recent = recent
@@ -122,12 +135,24 @@ class Pictures:
                 del self._opened[next(iter(self._opened))]
         return self._opened[key][1]
 
+    def recall(self, source: ImageSource) -> bool:
+        """Whether it came as bytes or a data URL in an earlier call, so that to open it now costs next to nothing."""
+        if not isinstance(source, (str, bytes)) or len(source) > BRIEF or not self.recent:
+            return False
+        if source not in self._opened:
+            content = self.recent.key(source)
+            known = self.recent.get(content) if content else None
+            if known is None:
+                return False
+            self._opened[source] = source, known
+        return True
+
     def _fitted(self, source: ImageSource) -> FittedPicture:
         content = self.recent.key(source) if self.recent else None
         if self.recent and content and (known := self.recent.get(content)):
             return known
         image = open_image(source, limits=self.limits, allow_url_hosts=self.allow_url_hosts)
-        pixels = fit(image, self.encoder.config)
+        pixels = fit(image, self.config)
         fitted = FittedPicture(pixels, pixel_digest(pixels))
         if self.recent and content:
             self.recent.keep(content, fitted)

@@ -21,14 +21,14 @@ from vision_lm.pictures import FittedPicture, Pictures
 from vision_lm.prompts import Turn
 
 if TYPE_CHECKING:
-    from vision_lm.model import VisionLM
+    from vision_lm.answerer import Answerer
 
 
 AT_ONCE = 16  # answers said again at once: others' requests get their turn between them
 
 
 def with_support(
-    vlm: VisionLM, turns: Sequence[Sequence[Turn]], answers: Sequence[Answer], pictures: Pictures
+    vlm: Answerer, turns: Sequence[Sequence[Turn]], answers: Sequence[Answer], pictures: Pictures
 ) -> list[Answer]:
     """Each conversation's answer with the support of what it names, by the picture of its last question.
 
@@ -44,7 +44,7 @@ def with_support(
     return found
 
 
-def _said_unseen(vlm: VisionLM, turns: Sequence[Turn], answer: Answer, pictures: Pictures) -> Ticket | None:
+def _said_unseen(vlm: Answerer, turns: Sequence[Turn], answer: Answer, pictures: Pictures) -> Ticket | None:
     """The answer, said again about a picture of nothing; None where it names no thing, or there is no picture."""
     prompt = vlm.prompts.build(turns)
     if not answer.tokens or not prompt.images or not noun_phrases(answer.text):
@@ -56,7 +56,7 @@ def _said_unseen(vlm: VisionLM, turns: Sequence[Turn], answer: Answer, pictures:
     return vlm.engine.submit(Prompt(prompt.ids, images), vlm.given_task(answer.tokens).sampling)
 
 
-def _supports(vlm: VisionLM, answer: Answer, unseen: Sequence[float]) -> Iterator[Support]:
+def _supports(vlm: Answerer, answer: Answer, unseen: Sequence[float]) -> Iterator[Support]:
     spans = vlm.writer.spans(answer.tokens)
     for one in noun_phrases(answer.text):
         seen_by, unseen_by = (likelihood(one, spans, logs) for logs in (answer.token_logprobs, unseen))

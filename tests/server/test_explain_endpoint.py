@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.server.conftest import QUESTION, Running, asked, refusal, running, until
+from vision_lm.answerer import ANSWER_TOKENS
 from vision_lm.explain import explain
-from vision_lm.model import ANSWER_TOKENS, VisionLM
+from vision_lm.model import VisionLM
 from vision_lm.prompts import Turn
 from vision_lm.server.settings import Settings
 

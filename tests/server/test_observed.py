@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.conftest import Running, asked, events, refusal, running, until
 from vision_lm.model import VisionLM
-from vision_lm.server.observe import JSONLines
+from vision_lm.server.log_lines import JSONLines
 
 CHAT = "/v1/chat/completions"
 SECRET = "my neighbour's unusual question"

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from vision_lm.answer import Answer
+from vision_lm.answerer import ANSWER_TOKENS, Pending, Task
 from vision_lm.batch.journal import Asked
 from vision_lm.batch.questions import Question
 from vision_lm.batch.settings import Settings
 from vision_lm.checking import Check, first_word
 from vision_lm.engine import Options
 from vision_lm.errors import BatchError, VisionLMError
-from vision_lm.model import ANSWER_TOKENS, Pending, Task, VisionLM
+from vision_lm.model import VisionLM
 from vision_lm.pictures import EncodedPicture, FittedPicture, PictureEncoder, Pictures
 from vision_lm.prompts import Turn
 
@@ -69,7 +70,7 @@ class Answering:
         self._vlm, self._deliver = vlm, deliver
         self._questions = [self._asking(one, settings) for one in questions]
         self._first_word = first_word(vlm)
-        self._pictures = Pictures(vlm.encoder)
+        self._pictures = Pictures(vlm.config.vision)
         self._encode = PictureEncoder(vlm.encoder, vlm.projector)
         running = vlm.engine.scheduler.limits.running
         # Half as many again wait, so that the engine never looks in vain for the next.

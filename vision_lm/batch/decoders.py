@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 
 import vision_lm
-from vision_lm.batch.frames import receive, send
 from vision_lm.batch.opening import Job, Opened, Opening
+from vision_lm.frames import receive, send
 
 # -P: nothing is imported from the current folder.
 START = "import sys; sys.path.append(sys.argv[1]); from vision_lm.batch.worker import main; main()"

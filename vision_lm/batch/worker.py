@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 
-from vision_lm.batch.frames import receive, send
 from vision_lm.batch.opening import Opener
+from vision_lm.frames import receive, send
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ class Meter:
         """Ask a new question about a picture, alone. The clock runs while the picture is brought to size, too."""
         self.engine_time()
         start = time.perf_counter()
-        prompt = self._question(Pictures(self.vlm.encoder).open(picture))
+        prompt = self._question(Pictures(self.vlm.config.vision).open(picture))
         ticket = self.vlm.engine.submit(prompt, Sampling(max_tokens=tokens))
         arrivals = [time.perf_counter() for _ in ticket]
         gaps = [after - before for before, after in zip(arrivals, arrivals[1:], strict=False)]
@@ -76,7 +76,7 @@ class Meter:
 
     def streams(self, count: int, picture: Image.Image, repeat: int) -> Streams:
         """Ask so many new questions about one picture at once; medians of `repeat` times."""
-        opened = Pictures(self.vlm.encoder).open(picture)
+        opened = Pictures(self.vlm.config.vision).open(picture)
         runs = [self._run([self._question(opened) for _ in range(count)]) for _ in range(repeat)]
         whole, rate, overhead = (statistics.median(values) for values in zip(*runs, strict=True))
         tokens = count * self.tokens

@@ -7,18 +7,20 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from vision_lm.engine.face import Counts, generate
 from vision_lm.engine.given import Given
 from vision_lm.engine.grammar import Grammars, Matcher
 from vision_lm.engine.image_cache import ImageCache
 from vision_lm.engine.kv_cache import allocate_cache, default_cache_tokens, out_of_memory
 from vision_lm.engine.pages import PAGE, Pages, pages_for
 from vision_lm.engine.request import Generation, Prompt, Request
+from vision_lm.engine.room import Room
 from vision_lm.engine.runner import Runner
 from vision_lm.engine.sampling import Row, Sampling, Token, choose
 from vision_lm.engine.scheduler import Limits, Scheduler, Span
@@ -56,12 +58,15 @@ class Engine:
         decode: Callable[[Sequence[int]], str] | None = None,
         limits: Limits | None = None,
         cache_tokens: int | None = None,
+        deliver: Callable[[Collection[Mailbox]], None] = deliver,
     ) -> None:
         """`encode`: pictures -> their image tokens (M, Dt); `cache_tokens`: the memory budget, in tokens kept.
 
+        `deliver` tells the readers of these mailboxes that something has come; called once a step, by the engine's thread.
         Requests with a form need `grammars`, requests with stop strings `decode`: token ids -> text.
         """
         self.decoder, self.image_token_id = decoder, image_token_id
+        self.deliver = deliver
         self._grammars, self._decode = grammars, decode
         self.images = ImageCache(encode)
         self.cache = allocate_cache(
@@ -85,21 +90,27 @@ class Engine:
         self._idle.set()
         self._worker = Worker(self, Engine._serve)
 
+    @property
+    def room(self) -> Room:
+        return Room(self.decoder.config.max_position_embeddings, self.pages.count * PAGE)
+
     def check(self, length: int, sampling: Sampling) -> None:
         """Raise RequestError if a prompt of `length` tokens and its answer do not fit the model or the cache."""
-        positions = self.decoder.config.max_position_embeddings
-        if length < 1:
-            raise RequestError("the prompt is empty; give at least one token")
-        for room, what in (
-            (positions, "the model's {:,} positions"),
-            (self.pages.count * PAGE, "a cache of {:,}"),
-        ):
-            if length + sampling.max_tokens > room:
-                raise RequestError(
-                    f"the prompt has {length:,} tokens, and max_tokens {sampling.max_tokens:,} of "
-                    f"{what.format(room)} leave room for {max(room - sampling.max_tokens, 0):,}; "
-                    "shorten the conversation, give fewer images, or lower max_tokens"
-                )
+        self.room.check(length, sampling)
+
+    def counts(self) -> Counts:
+        """What it has done so far, and what it is at."""
+        return Counts(
+            prompt_tokens=self.stats.prompt_tokens,
+            shared_tokens=self.scheduler.shared_tokens,
+            generated_tokens=self.stats.generated_tokens,
+            pictures_encoded=self.images.encoded,
+            preemptions=self.scheduler.preemptions,
+            pages_used=self.pages.used,
+            pages_available=self.pages.available,
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+        )
 
     def submit(self, prompt: Prompt, sampling: Sampling) -> Ticket:
         """Queue a request; its ticket yields tokens and the result. Raises RequestError before it is queued."""
@@ -142,11 +153,7 @@ class Engine:
         self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]
     ) -> list[Generation]:
         """Generations of all prompts, in order. Raises RequestError before anything runs."""
-        settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-        for prompt, wanted in zip(prompts, settings, strict=True):
-            self.check(len(prompt.ids), wanted)
-        tickets = [self.submit(*pair) for pair in zip(prompts, settings, strict=True)]
-        return [ticket.result() for ticket in tickets]
+        return generate(self, prompts, sampling)
 
     def wait(self) -> None:
         """Until nothing is under way and `stats` are complete."""
@@ -261,4 +268,4 @@ class Engine:
     def _deliver(self) -> None:
         """Tell those whose mailboxes have something new, once a step."""
         news, self._news = self._news, {}
-        deliver(news)
+        self.deliver(news)

@@ -24,6 +24,9 @@ class Image(Protocol):
     @property
     def digest(self) -> bytes: ...
 
+    @property
+    def nbytes(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -82,14 +82,14 @@ class Ticket:
     """
 
     def __init__(self, mailbox: Mailbox, cancel: Callable[[], None]) -> None:
-        self._mailbox = mailbox
+        self.mailbox = mailbox
         self.cancel = weakref.finalize(self, cancel)  # called once: by hand, or when the ticket is gone
         self.cancel.atexit = False
 
     def result(self) -> Generation:
         """Wait for the end. Raises what ended the request early; cancels it if the wait itself is interrupted."""
         try:
-            self._mailbox.ended.wait()
+            self.mailbox.ended.wait()
         except BaseException:  # an interrupt from the keyboard
             self.cancel()
             raise
@@ -97,7 +97,7 @@ class Ticket:
 
     def __iter__(self) -> Generator[Token, None, Generation]:
         """The tokens as soon as they are certain; the generator returns the whole. Closing it cancels."""
-        mailbox = self._mailbox
+        mailbox = self.mailbox
         try:
             while True:
                 mailbox.wait()
@@ -110,7 +110,7 @@ class Ticket:
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         """The same for asyncio; afterwards `await` the ticket for the whole."""
-        mailbox = self._mailbox
+        mailbox = self.mailbox
         with self._reading() as news:
             while mailbox.tokens or not mailbox.ended.is_set():
                 while mailbox.tokens:
@@ -125,7 +125,7 @@ class Ticket:
 
     async def _finished(self) -> Generation:
         with self._reading() as news:
-            while not self._mailbox.ended.is_set():
+            while not self.mailbox.ended.is_set():
                 await news.wait()
                 news.clear()
         return self._outcome()
@@ -134,15 +134,15 @@ class Ticket:
     def _reading(self) -> Iterator[asyncio.Event]:
         """An event that is set whenever something comes; a reader that leaves before the end cancels."""
         news = asyncio.Event()
-        self._mailbox.reader = Reader(asyncio.get_running_loop(), news)
+        self.mailbox.reader = Reader(asyncio.get_running_loop(), news)
         try:
             yield news
         finally:
-            self._mailbox.reader = None
+            self.mailbox.reader = None
             self.cancel()
 
     def _outcome(self) -> Generation:
-        if self._mailbox.error is not None:
-            raise self._mailbox.error
-        assert self._mailbox.generation is not None
-        return self._mailbox.generation
+        if self.mailbox.error is not None:
+            raise self.mailbox.error
+        assert self.mailbox.generation is not None
+        return self.mailbox.generation

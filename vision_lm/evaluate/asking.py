@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vision_lm.answerer import ANSWER_TOKENS, Pending
+from vision_lm.answerer import Task as Form
 from vision_lm.engine import Options
 from vision_lm.errors import VisionLMError
 from vision_lm.evaluate.predictions import Failure, Prediction
 from vision_lm.evaluate.tasks import Item
-from vision_lm.model import ANSWER_TOKENS, Pending, VisionLM
-from vision_lm.model import Task as Form
+from vision_lm.model import VisionLM
 from vision_lm.pictures import Pictures
 from vision_lm.prompts import CaptionLength, Turn
 
@@ -31,7 +32,7 @@ class Asking:
 
     def __call__(self, items: Sequence[Item], blind: bool) -> Iterator[Prediction | Failure]:
         """In the items' order. `blind`: the picture is left out of the prompt."""
-        pictures = Pictures(self.vlm.encoder, self.vlm.allow_url_hosts)
+        pictures = Pictures(self.vlm.config.vision, self.vlm.allow_url_hosts)
         options: Options = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
         request, caption = self.vlm.caption_task(self.length, options)
         answer = self.vlm.task(ANSWER_TOKENS, options)

@@ -18,10 +18,10 @@ from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 
 import vision_lm
+from vision_lm.answerer import Task
 from vision_lm.engine import Options, Prompt, Ticket
 from vision_lm.engine.request import Generation
 from vision_lm.errors import RequestError
-from vision_lm.model import Task
 from vision_lm.pictures import Pictures
 from vision_lm.prompts import PLACEHOLDER, Turn
 from vision_lm.prompts import Prompt as Asked
@@ -63,7 +63,7 @@ class VisionLMAdapter(lmms):
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answers, in the requests' order. Raises RequestError for settings that cannot be followed."""
-        pictures = Pictures(self.vlm.encoder)
+        pictures = Pictures(self.vlm.config.vision)
 
         def submit(request: Any) -> Callable[[], str]:
             context, settings, doc_to_visual, number, task, split = request.args
@@ -80,7 +80,7 @@ class VisionLMAdapter(lmms):
         models give a loss. As a GenerationResult, since version 0.7.3 turns a bare pair into text. A continuation is
         an answer: the checkpoint's template decides about the blank before it.
         """
-        pictures = Pictures(self.vlm.encoder)
+        pictures = Pictures(self.vlm.config.vision)
 
         def submit(request: Any) -> Callable[[], GenerationResult]:
             context, said, *where = request.args  # only these two: how likely it is of itself

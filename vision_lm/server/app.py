@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from vision_lm import __version__
-from vision_lm.model import VisionLM
+from vision_lm.answerer import Answerer
 from vision_lm.server import about, chat, explanation, simple
 from vision_lm.server.errors import add_handlers
 from vision_lm.server.gate import WORK, Gate
@@ -26,7 +26,7 @@ NO_TELEMETRY: dict[str, Any] = {
 }
 
 
-def create_app(models: Mapping[str, VisionLM], settings: Settings | None = None) -> FastAPI:
+def create_app(models: Mapping[str, Answerer], settings: Settings | None = None) -> FastAPI:
     """The service of these models by name; the first answers requests that name none."""
     settings = settings or Settings()
     service = Service(models, settings)

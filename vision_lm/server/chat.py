@@ -10,9 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from vision_lm.answer import Answer
+from vision_lm.answerer import ANSWER_TOKENS, Answerer, Task
 from vision_lm.async_model import AsyncAnswer
 from vision_lm.engine import Options
-from vision_lm.model import ANSWER_TOKENS, Task, VisionLM
 from vision_lm.server.conversation import turns_of
 from vision_lm.server.errors import ApiError, documented
 from vision_lm.server.logprobs import logprobs_of, tokens_of
@@ -78,7 +78,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Any:
     return await unless_gone(request.receive, complete(), timeout)
 
 
-def tasks_of(body: ChatRequest, vlm: VisionLM, service: Service) -> list[Task]:
+def tasks_of(body: ChatRequest, vlm: Answerer, service: Service) -> list[Task]:
     """How each of the `n` answers is to be written: with a seed, the answers have it and those after it."""
     options = options_of(body)
     service.check_max_tokens(options.get("max_tokens"))
@@ -105,7 +105,7 @@ def options_of(body: ChatRequest) -> Options:
     return options
 
 
-def choice(index: int, answer: Answer, body: ChatRequest, vlm: VisionLM) -> Choice:
+def choice(index: int, answer: Answer, body: ChatRequest, vlm: Answerer) -> Choice:
     return Choice(
         index=index,
         message=AnswerMessage(content=answer.text),

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from vision_lm.errors import (
+    EngineGoneError,
     ImageError,
     ImageTooLargeError,
     RequestError,
@@ -78,6 +79,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error), "invalid_image")
     if isinstance(error, RequestError):
         return ApiError(400, str(error), "invalid_request")
+    if isinstance(error, EngineGoneError):
+        return ApiError(503, str(error), "engine_gone")
     if isinstance(error, VisionLMError):  # the model's fault, such as damaged weights
         return ApiError(500, str(error), "model_error")
     return ApiError(

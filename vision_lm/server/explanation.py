@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import Any
 
-from anyio import from_thread, to_thread
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from vision_lm.answerer import ANSWER_TOKENS
 from vision_lm.explain import AT_ONCE, GRID, Explanation, explain
-from vision_lm.model import ANSWER_TOKENS
 from vision_lm.prompts import CaptionLength
 from vision_lm.server.chat import REFUSALS
 from vision_lm.server.conversation import turns_of
 from vision_lm.server.errors import documented
 from vision_lm.server.observe import record_of
 from vision_lm.server.schemas import EXAMPLE_PICTURE, MAX_MESSAGES, Given, Message
-from vision_lm.server.service import Service, unless_gone
+from vision_lm.server.service import Service, in_thread, unless_gone
 
 FINEST = 8  # cells a side: 164 answers
 DIGITS = 6
@@ -96,12 +97,16 @@ async def explain_answer(body: ExplainRequest, request: Request) -> ExplainedAns
     async def complete() -> ExplainedAnswer:
         opened = await service.opened(turns)
 
-        def work() -> Explanation:
-            return explain(
-                vlm, opened, body.picture, body.answer, body.grid, own, from_thread.check_cancelled
-            )
+        given_up = threading.Event()
 
-        found = await to_thread.run_sync(work, limiter=service.explaining)
+        def go_on() -> None:
+            if given_up.is_set():
+                raise CancelledError
+
+        def work() -> Explanation:
+            return explain(vlm, opened, body.picture, body.answer, body.grid, own, go_on)
+
+        found = await in_thread(work, service.explaining, given_up.set)
         return ExplainedAnswer(
             model=name,
             answer=found.answer.text,

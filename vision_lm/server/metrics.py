@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vision_lm.model import VisionLM
+from vision_lm.answerer import Answerer
 
 if TYPE_CHECKING:
     from vision_lm.server.admission import Admission
@@ -21,7 +21,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 class Metrics:
     """Counts what the requests tell, and asks the engines for the rest when it is read."""
 
-    def __init__(self, models: Mapping[str, VisionLM], admission: Admission, paths: Iterable[str]) -> None:
+    def __init__(self, models: Mapping[str, Answerer], admission: Admission, paths: Iterable[str]) -> None:
         """`paths`: those with a label of their own, so that nobody can invent labels without end."""
         self.registry = registry = CollectorRegistry()
         self._paths = frozenset(paths)
@@ -60,7 +60,7 @@ class Metrics:
 class _Engines(Collector):
     """What the engines count by themselves."""
 
-    def __init__(self, models: Mapping[str, VisionLM]) -> None:
+    def __init__(self, models: Mapping[str, Answerer]) -> None:
         self.models = models
 
     def collect(self) -> Iterator[Metric]:
@@ -82,14 +82,14 @@ class _Engines(Collector):
             "vision_lm_preemptions", "Requests that had to give their pages back.", labels=["model"]
         )
         for name, vlm in self.models.items():
-            engine = vlm.engine
-            tokens.add_metric([name, "prompt"], engine.stats.prompt_tokens)
-            tokens.add_metric([name, "shared"], engine.scheduler.shared_tokens)
-            tokens.add_metric([name, "generated"], engine.stats.generated_tokens)
-            pages.add_metric([name, "used"], engine.pages.used)
-            pages.add_metric([name, "available"], engine.pages.available)
-            requests.add_metric([name, "running"], len(engine.scheduler.running))
-            requests.add_metric([name, "waiting"], len(engine.scheduler.waiting))
-            pictures.add_metric([name], engine.images.encoded)
-            preemptions.add_metric([name], engine.scheduler.preemptions)
+            counts = vlm.engine.counts()
+            tokens.add_metric([name, "prompt"], counts.prompt_tokens)
+            tokens.add_metric([name, "shared"], counts.shared_tokens)
+            tokens.add_metric([name, "generated"], counts.generated_tokens)
+            pages.add_metric([name, "used"], counts.pages_used)
+            pages.add_metric([name, "available"], counts.pages_available)
+            requests.add_metric([name, "running"], counts.running)
+            requests.add_metric([name, "waiting"], counts.waiting)
+            pictures.add_metric([name], counts.pictures_encoded)
+            preemptions.add_metric([name], counts.preemptions)
         yield from (tokens, pages, requests, pictures, preemptions)

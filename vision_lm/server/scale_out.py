@@ -22,7 +22,7 @@ from vision_lm.errors import VisionLMError
 from vision_lm.images import ImageWarning
 from vision_lm.server.arguments import KEY_REMEDY
 from vision_lm.server.listen import check_reach, take_port
-from vision_lm.server.observe import log_to_stderr
+from vision_lm.server.log_lines import log_to_stderr
 from vision_lm.server.settings import Cluster, Settings
 
 log = logging.getLogger("vision_lm.server")
@@ -114,7 +114,7 @@ def _deployment(
     def build() -> Any:
         import vision_lm
         from vision_lm.server.app import create_app
-        from vision_lm.server.observe import log_to_stderr
+        from vision_lm.server.log_lines import log_to_stderr
 
         log_to_stderr()
         warnings.simplefilter("ignore", ImageWarning)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vision_lm.answer import Answer
+from vision_lm.answerer import Answerer
 from vision_lm.checking import Check, first_word
-from vision_lm.model import VisionLM
 from vision_lm.pictures import Pictures
 from vision_lm.server.service import Service
 
@@ -14,7 +14,7 @@ AT_ONCE = 8  # questions: four things that a caption names, which is most captio
 
 
 async def confirmed(
-    service: Service, vlm: VisionLM, image: Any, caption: Answer, pictures: Pictures
+    service: Service, vlm: Answerer, image: Any, caption: Answer, pictures: Pictures
 ) -> Answer:
     """The caption with what the model does not find taken back. Cancelled, it leaves no question behind.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Mapping
@@ -12,13 +13,13 @@ from types import FrameType
 
 import uvicorn
 
-import vision_lm
+from vision_lm.engine_process import EngineProcess
+from vision_lm.errors import EngineGoneError
 from vision_lm.images import ImageWarning
 from vision_lm.server.admission import Admission
-from vision_lm.server.app import create_app
 from vision_lm.server.arguments import KEY_REMEDY
 from vision_lm.server.listen import check_reach, take_port
-from vision_lm.server.observe import log_to_stderr
+from vision_lm.server.log_lines import log_to_stderr
 from vision_lm.server.settings import Settings
 
 log = logging.getLogger("vision_lm.server")
@@ -30,10 +31,18 @@ LAST_SECONDS = 2  # for connections to close, after what runs is finished or giv
 
 def serve(sources: Mapping[str, str], host: str, port: int, settings: Settings, device: str = "auto") -> None:
     """Serve checkpoints by name until SIGTERM or SIGINT. Raises VisionLMError before anything is served."""
+    engines: dict[str, EngineProcess] = {}
+    ended = threading.Event()  # one of them has, though nobody told it to
     listener = take_port(host, port)  # first: to load models for a port that is taken would be a waste
     try:
         check_reach(listener, settings.api_key is not None, "API key", KEY_REMEDY)
-        models = {name: vision_lm.load(source, device) for name, source in sources.items()}
+        for name, source in sources.items():
+            engines[name] = EngineProcess(source, device)
+        # While they load their models: importing these takes as long.
+        from vision_lm.apart import ApartModel
+        from vision_lm.server.app import create_app
+
+        models = {name: ApartModel(engine, ended.set) for name, engine in engines.items()}
         log_to_stderr()
         warnings.simplefilter("ignore", ImageWarning)
         app = create_app(models, settings)
@@ -45,21 +54,35 @@ def serve(sources: Mapping[str, str], host: str, port: int, settings: Settings, 
             timeout_graceful_shutdown=LAST_SECONDS,
             timeout_keep_alive=KEEP_ALIVE,
         )
-        server = DrainingServer(config, app.state.service.admission, settings.drain_timeout)
+        server = DrainingServer(config, app.state.service.admission, settings.drain_timeout, ended)
         for name, vlm in models.items():
-            fields = {"model": name, "device": str(vlm.device), "trained": vlm.config.projector_trained}
+            fields = {"model": name, "device": vlm.device, "trained": vlm.config.projector_trained}
             log.info("model loaded", extra={"fields": fields})
         server.run(sockets=[listener])
     finally:
         listener.close()
+        for engine in engines.values():
+            engine.close()
+    if ended.is_set():
+        raise EngineGoneError
     log.info("stopped")
 
 
 class DrainingServer(uvicorn.Server):
-    """At the first signal nothing new begins, and what runs is finished; at the second everything ends."""
+    """At the first signal nothing new begins, and what runs is finished; at the second everything ends.
 
-    def __init__(self, config: uvicorn.Config, admission: Admission, drain_timeout: float) -> None:
+    It ends, too, when nobody is there to compute any more: whatever watches over it starts it again.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        admission: Admission,
+        drain_timeout: float,
+        engine_ended: threading.Event | None = None,
+    ) -> None:
         super().__init__(config)
+        self._engine_ended = engine_ended or threading.Event()
         self._admission, self._drain_timeout = admission, drain_timeout
         self._deadline: float | None = None
 
@@ -81,5 +104,7 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self._deadline is not None and (not self._admission.taken or time.monotonic() > self._deadline):
+            self.should_exit = True
+        if self._engine_ended.is_set():
             self.should_exit = True
         return await super().on_tick(counter)

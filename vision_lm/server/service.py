@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -12,9 +12,9 @@ from anyio import CapacityLimiter, to_thread
 from PIL import Image
 from starlette.types import Receive
 
+from vision_lm.answerer import Answerer, Task
 from vision_lm.async_model import AsyncAnswer
 from vision_lm.images import ImageLimits, ImageSource, open_image
-from vision_lm.model import Task, VisionLM
 from vision_lm.pictures import Pictures, RecentPictures
 from vision_lm.prompts import Turn
 from vision_lm.server.admission import Admission
@@ -24,13 +24,14 @@ from vision_lm.server.schemas import Usage
 from vision_lm.server.settings import Settings
 
 T = TypeVar("T")
+FEW_WORDS = 2_000  # characters, of which tokens are made in a moment
 EXPLAINED_AT_ONCE = 2  # each is a hundred answers: more would only wait for one another
 
 
 class Service:
     """What every request shares."""
 
-    def __init__(self, models: Mapping[str, VisionLM], settings: Settings) -> None:
+    def __init__(self, models: Mapping[str, Answerer], settings: Settings) -> None:
         """`models` by name; the first answers requests that name none."""
         self.models, self.settings = dict(models), settings
         self.admission = Admission(settings.max_queue)
@@ -41,7 +42,7 @@ class Service:
         self._fetching = CapacityLimiter(settings.fetchers)
         self.explaining = CapacityLimiter(EXPLAINED_AT_ONCE)
 
-    def model(self, name: str | None) -> tuple[str, VisionLM]:
+    def model(self, name: str | None) -> tuple[str, Answerer]:
         """Raises ApiError (404), naming those there are."""
         name = next(iter(self.models)) if name is None else name
         if name not in self.models:
@@ -55,23 +56,26 @@ class Service:
             message = f"max_tokens is {given:,}; allowed: up to {most:,}"
             raise ApiError(400, message, "invalid_request", param="max_tokens")
 
-    def pictures(self, vlm: VisionLM) -> Pictures:
+    def pictures(self, vlm: Answerer) -> Pictures:
         """Those of one request: each is read once, within the service's limits, if it was not in a request before."""
-        return Pictures(vlm.encoder, self.settings.allow_url_hosts, self._limits, self._recent[vlm])
+        return Pictures(vlm.config.vision, self.settings.allow_url_hosts, self._limits, self._recent[vlm])
 
     async def submit(
-        self, vlm: VisionLM, asked: Sequence[tuple[list[Turn], Task]], pictures: Pictures
+        self, vlm: Answerer, asked: Sequence[tuple[list[Turn], Task]], pictures: Pictures
     ) -> list[AsyncAnswer]:
         """Hand conversations to the engine, each with its task. Raises VisionLMError before they are queued.
 
-        Tokens are counted, then pictures read, in a thread: decoding is work, and fetching is waiting.
+        Tokens are counted, then pictures read, in a thread: decoding is work, and fetching is waiting. What is said in a few
+        words about pictures of before takes less time than to hand it to a thread and back.
         """
 
         def begin() -> list[AsyncAnswer]:
             return [AsyncAnswer(vlm.submit(turns, task, pictures)) for turns, task in asked]
 
+        if is_brief(asked, pictures):
+            return begin()
         limiter = self._limiter([turn for turns, _ in asked for turn in turns])
-        return await to_thread.run_sync(begin, limiter=limiter)
+        return await in_thread(begin, limiter)
 
     async def opened(self, turns: list[Turn]) -> list[Turn]:
         """The same conversation with its pictures read, under the service's limits. Raises ImageError."""
@@ -82,10 +86,39 @@ class Service:
         def one(source: ImageSource) -> Image.Image:
             return open_image(source, allow_url_hosts=self.settings.allow_url_hosts, limits=self._limits)
 
-        return await to_thread.run_sync(read, limiter=self._limiter(turns))
+        return await in_thread(read, self._limiter(turns))
 
     def _limiter(self, turns: list[Turn]) -> CapacityLimiter:
         return self._fetching if is_remote(turns) else self._decoding
+
+
+def is_brief(asked: Sequence[tuple[list[Turn], Task]], pictures: Pictures) -> bool:
+    """Whether there is next to nothing to do before the engine has it."""
+    turns = {
+        id(turn): turn for said, _ in asked for turn in said
+    }.values()  # n answers to one conversation share it
+    return (
+        not any(task.sampling.constraint for _, task in asked)
+        and len(asked) * sum(len(turn.question) + len(turn.answer or "") for turn in turns) <= FEW_WORDS
+        and all(pictures.recall(image) for turn in turns for image in turn.images)
+    )
+
+
+async def in_thread(
+    work: Callable[[], T], limiter: CapacityLimiter, give_up: Callable[[], None] = lambda: None
+) -> T:
+    """Do it in a thread, which is waited for even where nobody wants the result any more: the limiter counts it till then.
+
+    `give_up` is called in that case, and may make the work shorter.
+    """
+    working = asyncio.ensure_future(to_thread.run_sync(work, limiter=limiter))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        give_up()
+        await asyncio.wait((working,))
+        working.cancelled() or working.exception()  # looked at, or it would be reported as forgotten
+        raise
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T], timeout: float) -> T:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from vision_lm.answer import Answer
-from vision_lm.model import ANSWER_TOKENS, Task, VisionLM
+from vision_lm.answerer import ANSWER_TOKENS, Answerer, Task
 from vision_lm.prompts import Turn
 from vision_lm.server import second_look
 from vision_lm.server.chat import REFUSALS
@@ -86,7 +86,7 @@ async def ask(request: Request) -> SimpleAnswer:
 
 
 async def answered(
-    request: Request, name: str, vlm: VisionLM, turn: Turn, task: Task, *, checked: bool = False
+    request: Request, name: str, vlm: Answerer, turn: Turn, task: Task, *, checked: bool = False
 ) -> tuple[Answer, Usage]:
     """The answer about one picture, `checked` or as it was written, and what the writing took."""
     service: Service = request.app.state.service

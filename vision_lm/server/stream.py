@@ -15,9 +15,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from vision_lm.answerer import Answerer
 from vision_lm.async_model import AsyncAnswer, Piece
 from vision_lm.engine.stopping import FinishReason
-from vision_lm.model import VisionLM
 from vision_lm.server.errors import ApiError, as_api_error
 from vision_lm.server.logprobs import logprobs_of
 from vision_lm.server.observe import Record
@@ -36,7 +36,7 @@ class ChatStream(StreamingResponse):
         answers: Sequence[AsyncAnswer],
         asked: ChatRequest,
         model: str,
-        vlm: VisionLM,
+        vlm: Answerer,
         record: Record,
         timeout: float,
     ) -> None:

@@ -1,4 +1,4 @@
-"""Objects over a pipe between a run and its workers, which trust each other: a length, then a pickle."""
+"""Objects over a pipe between a process and those that it started, which trust each other: a length, then a pickle."""
 
 from __future__ import annotations
 
