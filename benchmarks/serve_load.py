@@ -199,13 +199,12 @@ def served(options: argparse.Namespace) -> Iterator[str]:
         process.wait(60)
 
 
-def resident_bytes(url: str) -> float:
-    """Of the server, after the load."""
+def resident_bytes(url: str) -> dict[str, float]:
+    """Of the server's processes, after the load."""
     with urllib.request.urlopen(f"{url}/metrics") as response:
-        for line in response.read().decode().splitlines():
-            if line.startswith("process_resident_memory_bytes"):
-                return float(line.split()[1])
-    return float("nan")
+        lines = response.read().decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if "resident_memory_bytes" in line and line[0] != "#")
+    return {name: float(value) for name, value in pairs}
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -33,6 +32,7 @@ from vision_lm.bench.machine import Machine
 from vision_lm.engine.image_cache import ImageCache
 from vision_lm.model import VisionLM
 from vision_lm.pictures import PictureEncoder
+from vision_lm.resident import resident_bytes
 
 LIMIT = 0.02  # of resident memory, to both sides of its median
 EVERY = 25  # requests between two readings
@@ -140,8 +140,12 @@ def soak(vlm: VisionLM, requests: int, warm_up: int, clients: int) -> Soaked:
                 kinds.update(part)
             gc.collect()  # cycles that wait for the collector are no leak
             if begun + asked > warm_up:
-                readings.append(resident_bytes())
-            print(f"\r{begun + asked:>6} requests, {resident_bytes() / 1e6:,.1f} MB", end="", flush=True)
+                readings.append(resident_bytes(os.getpid()) or 0)
+            print(
+                f"\r{begun + asked:>6} requests, {resident_bytes(os.getpid()) or 0 / 1e6:,.1f} MB",
+                end="",
+                flush=True,
+            )
     print()
     median = statistics.median(readings)
     return Soaked(
@@ -165,12 +169,6 @@ def with_small_image_cache(vlm: VisionLM) -> VisionLM:
     images = ImageCache(PictureEncoder(vlm.encoder, vlm.projector), budget=PICTURES * size)
     vlm.engine.images = vlm.engine.runner.images = images
     return vlm
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now, as Linux counts it."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:

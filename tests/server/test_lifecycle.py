@@ -136,6 +136,29 @@ def folder(endless_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.slow
+def test_without_its_engine_the_service_ends(folder: Path) -> None:
+    """Killed, as for lack of memory: who waits is told, and the status is one that makes a supervisor start it again."""
+    command = [sys.executable, "-m", "vision_lm", "serve", "--model", f"endless={folder}", "--port", "0"]
+    process = subprocess.Popen([*command, "--device", "cpu"], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        lines = [json.loads(process.stderr.readline()) for _ in range(2)]
+        with httpx.Client(base_url=f"http://127.0.0.1:{lines[1]['port']}", timeout=60) as client:
+            body = long_chat(stream=True, max_tokens=1000, n=4)
+            with client.stream("POST", CHAT, json=body) as response:
+                received = response.iter_lines()
+                next(received)
+                os.kill(int(lines[0]["engine_pid"]), signal.SIGKILL)
+                last = [line for line in received if line][-1]
+            assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_gone"
+        assert process.wait(60) == 2
+        assert "the engine's process has ended" in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
 def test_sigterm_drains(folder: Path) -> None:
     """The command as it is: an idle connection stays; then a running stream is finished, new work and readyz get 503, and
     the exit status is 0.

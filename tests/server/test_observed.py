@@ -61,6 +61,7 @@ def test_metrics_count(vlm: VisionLM, data_url: str) -> None:
     assert after("vision_lm_queue_places") == 256
     assert after("vision_lm_engine_requests", "tiny", "waiting") == 0
     assert after("process_resident_memory_bytes") > 0
+    assert after("vision_lm_engine_resident_memory_bytes", "tiny") > 0
 
 
 def test_the_log_says_what_happened_and_not_what_was_asked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -89,6 +90,10 @@ class Engine:
         self._idle = threading.Event()  # set while nothing is under way
         self._idle.set()
         self._worker = Worker(self, Engine._serve)
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
 
     @property
     def room(self) -> Room:

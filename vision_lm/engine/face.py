@@ -29,6 +29,10 @@ class Counts:
 class AnyEngine(Protocol):
     """`Engine`, or one in another process."""
 
+    @property
+    def pid(self) -> int:
+        """Of the process that computes."""
+
     def check(self, length: int, sampling: Sampling) -> None:
         """Raise RequestError if a prompt of `length` tokens and its answer do not fit the model or the cache."""
 

@@ -52,10 +52,11 @@ class RemoteEngine:
         room: Room,
         counts: Counts,
         grammars: Grammars,
+        pid: int,
         gone: Callable[[], None] = lambda: None,
     ) -> None:
-        """`gone` is called when the other process has ended: from then on every request fails."""
-        self.room, self._counts, self._grammars, self._gone = room, counts, grammars, gone
+        """`pid`: of the other process; `gone` is called when it has ended: from then on every request fails."""
+        self.room, self.pid, self._counts, self._grammars, self._gone = room, pid, counts, grammars, gone
         self._numbers = itertools.count()
         self._lock = threading.Lock()  # of what is below
         self._mailboxes: (

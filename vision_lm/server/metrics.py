@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from vision_lm.answerer import Answerer
+from vision_lm.resident import resident_bytes
 
 if TYPE_CHECKING:
     from vision_lm.server.admission import Admission
@@ -81,6 +82,9 @@ class _Engines(Collector):
         preemptions = CounterMetricFamily(
             "vision_lm_preemptions", "Requests that had to give their pages back.", labels=["model"]
         )
+        memory = GaugeMetricFamily(
+            "vision_lm_engine_resident_memory_bytes", "Of each engine's process.", labels=["model"]
+        )
         for name, vlm in self.models.items():
             counts = vlm.engine.counts()
             tokens.add_metric([name, "prompt"], counts.prompt_tokens)
@@ -92,4 +96,6 @@ class _Engines(Collector):
             requests.add_metric([name, "waiting"], counts.waiting)
             pictures.add_metric([name], counts.pictures_encoded)
             preemptions.add_metric([name], counts.preemptions)
-        yield from (tokens, pages, requests, pictures, preemptions)
+            if (resident := resident_bytes(vlm.engine.pid)) is not None:
+                memory.add_metric([name], resident)
+        yield from (tokens, pages, requests, pictures, preemptions, memory)

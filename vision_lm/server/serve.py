@@ -13,11 +13,11 @@ from types import FrameType
 
 import uvicorn
 
-from vision_lm.engine_process import EngineProcess
 from vision_lm.errors import EngineGoneError
 from vision_lm.images import ImageWarning
 from vision_lm.server.admission import Admission
 from vision_lm.server.arguments import KEY_REMEDY
+from vision_lm.server.engine_process import EngineProcess
 from vision_lm.server.listen import check_reach, take_port
 from vision_lm.server.log_lines import log_to_stderr
 from vision_lm.server.settings import Settings
@@ -39,7 +39,7 @@ def serve(sources: Mapping[str, str], host: str, port: int, settings: Settings, 
         for name, source in sources.items():
             engines[name] = EngineProcess(source, device)
         # While they load their models: importing these takes as long.
-        from vision_lm.apart import ApartModel
+        from vision_lm.server.apart import ApartModel
         from vision_lm.server.app import create_app
 
         models = {name: ApartModel(engine, ended.set) for name, engine in engines.items()}
@@ -57,7 +57,7 @@ def serve(sources: Mapping[str, str], host: str, port: int, settings: Settings, 
         server = DrainingServer(config, app.state.service.admission, settings.drain_timeout, ended)
         for name, vlm in models.items():
             fields = {"model": name, "device": vlm.device, "trained": vlm.config.projector_trained}
-            log.info("model loaded", extra={"fields": fields})
+            log.info("model loaded", extra={"fields": fields | {"engine_pid": engines[name].pid}})
         server.run(sockets=[listener])
     finally:
         listener.close()

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from vision_lm.answerer import Answerer, grammars
 from vision_lm.checkpoint import checkpoint_folder, read_config_and_tokenizer
 from vision_lm.engine.remote import RemoteEngine
-from vision_lm.engine_process import EngineProcess
 from vision_lm.prompts import PromptBuilder
+from vision_lm.server.engine_process import EngineProcess
 
 
 class ApartModel(Answerer):
@@ -31,6 +31,7 @@ class ApartModel(Answerer):
             ready.room,
             ready.counts,
             grammars(config, tokenizer),
+            process.pid,
             lambda: None if process.closing else gone(),
         )
         super().__init__(config, PromptBuilder(tokenizer, config.prompt, ready.tokens_per_image), engine)

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 import vision_lm
 from vision_lm.errors import VisionLMError
 from vision_lm.frames import receive, send
+from vision_lm.server.log_lines import log_to_stderr
 
 if TYPE_CHECKING:
     from vision_lm.engine.desk import Ready
 
 # -P: nothing is imported from the current folder.
-START = "import sys; sys.path.append(sys.argv[1]); from vision_lm.engine_process import main; main()"
+START = "import sys; sys.path.append(sys.argv[1]); from vision_lm.server.engine_process import main; main()"
 COMMAND = [sys.executable, "-P", "-c", START, str(Path(vision_lm.__file__).parents[1])]
 LAST_SECONDS = 10  # for the process, when its pipe has closed
 
@@ -36,7 +37,7 @@ class Order:
 
 
 class EngineProcess:
-    """Loads a checkpoint, then answers over its pipes: see `vision_lm.apart`."""
+    """Loads a checkpoint, then answers over its pipes: see `vision_lm.server.apart`."""
 
     def __init__(self, source: str, device: str) -> None:
         self.order = Order(source, device)
@@ -86,13 +87,14 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints must not get between the answers
     with contextlib.suppress(EOFError, BrokenPipeError):  # the other side is over, or was killed
         order: Order = receive(sys.stdin.buffer)
-        from vision_lm.engine.desk import Desk, Ready
+        from vision_lm.engine.desk import Desk, Ready  # and with it torch
 
         try:
             vlm = vision_lm.load(order.source, order.device)
         except VisionLMError as error:
             send(answers, error)
             return
+        log_to_stderr()
         desk, engine = Desk(vlm.engine, answers), vlm.engine
         send(answers, Ready(engine.room, engine.counts(), vlm.prompts.tokens_per_image, str(vlm.device)))
         desk.serve(sys.stdin.buffer)

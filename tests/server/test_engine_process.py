@@ -10,32 +10,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vision_lm.apart import ApartModel
+from tests.server.conftest import QUESTION, until
 from vision_lm.async_model import AsyncAnswer
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.engine import Prompt, Sampling
 from vision_lm.engine.album import Album, Known
-from vision_lm.engine_process import EngineProcess
 from vision_lm.errors import CheckpointError, EngineGoneError, RequestError, VisionLMError
 from vision_lm.model import VisionLM
 from vision_lm.pictures import FittedPicture
 from vision_lm.prompts import Turn
-
-QUESTION = "What colour is the cube?"
-
-
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.01)
+from vision_lm.server.apart import ApartModel
+from vision_lm.server.engine_process import EngineProcess
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +161,7 @@ def test_when_the_process_dies_nobody_waits_for_ever(folder: Path) -> None:
 def test_it_ends_with_the_process_that_started_it(folder: Path) -> None:
     """Killed, so that nothing of its own could end it; and signals for both are the other one's business."""
     program = (
-        "import sys, time; from vision_lm.engine_process import EngineProcess\n"
+        "import sys, time; from vision_lm.server.engine_process import EngineProcess\n"
         "process = EngineProcess(sys.argv[1], 'cpu'); process.ready()\n"
         "print(process.pid, flush=True); time.sleep(600)"
     )
