@@ -10,13 +10,15 @@ up every step of an engine beside it. So vLLM has it, too (its V1 architecture).
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Any
 
+from vision_lm.engine.album import Album
 from vision_lm.engine.face import Counts, generate
 from vision_lm.engine.grammar import Grammars
 from vision_lm.engine.request import Generation, Prompt
@@ -25,6 +27,8 @@ from vision_lm.engine.sampling import Sampling, Token
 from vision_lm.engine.ticket import Mailbox, Ticket, deliver
 from vision_lm.errors import EngineGoneError
 from vision_lm.frames import receive, send
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,9 @@ class RemoteEngine:
         """`pid`: of the other process; `gone` is called when it has ended: from then on every request fails."""
         self.room, self.pid, self._counts, self._grammars, self._gone = room, pid, counts, grammars, gone
         self._numbers = itertools.count()
-        self._lock = threading.Lock()  # of what is below
-        self._mailboxes: (
-            dict[int, Mailbox] | None
-        ) = {}  # of requests that have not ended; None: the engine is gone
+        self._lock = threading.Lock()
+        # Under the lock, of requests that have not ended. None: the engine is gone.
+        self._mailboxes: dict[int, Mailbox] | None = {}
         # No lock: a ticket may be forgotten, and so cancelled, at any moment, in any thread.
         self._outbox: SimpleQueue[Any] = SimpleQueue()
         for work, pipe in ((self._write, to_engine), (self._read, from_engine)):
@@ -100,24 +103,38 @@ class RemoteEngine:
         return self._counts
 
     def _write(self, pipe: IO[bytes]) -> None:
-        with suppress(
-            OSError, ValueError
-        ):  # the pipe is closed: the reader finds out, too, and ends every request
-            while True:
-                send(pipe, self._outbox.get())
+        album = Album()
+        with self._until_the_end():
+            while (message := self._outbox.get()) is not None:
+                if not isinstance(message, int):
+                    number, prompt, sampling = message
+                    message = number, album.packed(prompt), sampling
+                send(pipe, message)
 
     def _read(self, pipe: IO[bytes]) -> None:
-        with suppress(EOFError, OSError, ValueError):
+        with self._until_the_end():
             while True:
                 news: News = receive(pipe)
                 self._counts = news.counts
                 deliver([mailbox for one in news.arrivals if (mailbox := self._take(one))])
+
+    @contextmanager
+    def _until_the_end(self) -> Iterator[None]:
+        """Whatever ends one of the pipes ends every request: nobody may wait for ever."""
+        try:
+            yield
+        except (EOFError, OSError, ValueError):  # the other process has ended, or the pipe was closed
+            pass
+        except Exception:
+            log.exception("the engine's pipe failed")
+        self._outbox.put(None)  # for the thread that writes
         with self._lock:
-            left, self._mailboxes = self._mailboxes or {}, None
-        for mailbox in left.values():
-            mailbox.end(EngineGoneError())
-        deliver(left.values())
-        self._gone()
+            left, self._mailboxes = self._mailboxes, None
+        if left is not None:
+            for mailbox in left.values():
+                mailbox.end(EngineGoneError())
+            deliver(left.values())
+            self._gone()
 
     def _take(self, arrival: Arrival) -> Mailbox | None:
         with self._lock:
