@@ -78,3 +78,19 @@ def test_memory_is_bounded(vlm: VisionLM, opened: list[ImageSource]) -> None:
     for file in (files[0], files[2], files[1]):
         fitted(vlm, file, recent)
     assert opened == [files[1]]
+
+
+def test_only_what_is_at_hand_is_recalled(vlm: VisionLM, tmp_path: Path, opened: list[ImageSource]) -> None:
+    """What a service may do without a thread: never a file, a new picture, or one whose digest alone takes a while."""
+    recent, large = RecentPictures(), b"\0" * (pictures.BRIEF + 1)
+    path = tmp_path / "picture.png"
+    path.write_bytes(png((200, 30, 20)))
+    red = png((200, 30, 20))
+    assert not Pictures(vlm.config.vision).recall(red)
+    assert not Pictures(vlm.config.vision, recent=recent).recall(red)
+    known = fitted(vlm, red, recent)
+    opened.clear()
+    again = Pictures(vlm.config.vision, recent=recent)
+    assert again.recall(red) and again.open(red) is known
+    assert not any(again.recall(source) for source in (str(path), path, large, "https://example.com/a.png"))
+    assert not opened
