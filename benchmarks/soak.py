@@ -140,9 +140,9 @@ def soak(vlm: VisionLM, requests: int, warm_up: int, clients: int) -> Soaked:
                 kinds.update(part)
             gc.collect()  # cycles that wait for the collector are no leak
             if begun + asked > warm_up:
-                readings.append(resident_bytes(os.getpid()) or 0)
+                readings.append(resident())
             print(
-                f"\r{begun + asked:>6} requests, {resident_bytes(os.getpid()) or 0 / 1e6:,.1f} MB",
+                f"\r{begun + asked:>6} requests, {resident() / 1e6:,.1f} MB",
                 end="",
                 flush=True,
             )
@@ -169,6 +169,10 @@ def with_small_image_cache(vlm: VisionLM) -> VisionLM:
     images = ImageCache(PictureEncoder(vlm.encoder, vlm.projector), budget=PICTURES * size)
     vlm.engine.images = vlm.engine.runner.images = images
     return vlm
+
+
+def resident() -> int:
+    return resident_bytes(os.getpid()) or 0
 
 
 def main() -> None:
