@@ -68,8 +68,8 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
             out / "scenes.jsonl",
             _units(_scenes, sizes.scenes, out / "scenes", root, trained, "avoid", "train"),
         ),
-        (out / "drawings.jsonl", _drawing_units(root, out / "drawings", trained, sizes.drawings)),
-        (out / "restyled.jsonl", _restyled_units(root, out / "restyled", trained, sizes.restyled)),
+        (out / "drawings.jsonl", _drawing_units(_drawings, root, out / "drawings", trained, sizes.drawings)),
+        (out / "restyled.jsonl", _drawing_units(_restyled, root, out / "restyled", trained, sizes.restyled)),
         (
             out / "textures.jsonl",
             [partial(_textures, out / "textures", start) for start in range(0, sizes.textures, UNIT)],
@@ -92,7 +92,7 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
         ),
         (
             out / "held_out" / "drawings.jsonl",
-            _drawing_units(root, out / "held_out" / "drawings", [HELD_OUT_STYLE], 1),
+            _drawing_units(_drawings, root, out / "held_out" / "drawings", [HELD_OUT_STYLE], 1),
         ),
     ]
     with ProcessPoolExecutor(processes) as pool:
@@ -197,10 +197,10 @@ def _sprite(picture: Picture) -> Sprite:
 
 
 def _drawing_units(
-    root: Path, folder: Path, styles: Sequence[str], copies: int
+    work: Callable[..., list[Part]], root: Path, folder: Path, styles: Sequence[str], copies: int
 ) -> list[Callable[[], list[Part]]]:
     count = len(load_pictures(root, styles))
-    return [partial(_drawings, folder, root, styles, copies, start) for start in range(0, count, UNIT)]
+    return [partial(work, folder, root, styles, copies, start) for start in range(0, count, UNIT)]
 
 
 def _drawings(folder: Path, root: Path, styles: Sequence[str], copies: int, start: int) -> list[Part]:
@@ -219,13 +219,6 @@ def _drawings(folder: Path, root: Path, styles: Sequence[str], copies: int, star
             asked = tuple(drawings.turns(picture, pictures, CAPTION_REQUESTS, rng))
             parts.append(Part("", Sample((path,), asked)))
     return parts
-
-
-def _restyled_units(
-    root: Path, folder: Path, styles: Sequence[str], copies: int
-) -> list[Callable[[], list[Part]]]:
-    count = len(load_pictures(root, styles)) if copies else 0
-    return [partial(_restyled, folder, root, styles, copies, start) for start in range(0, count, UNIT)]
 
 
 def _restyled(folder: Path, root: Path, styles: Sequence[str], copies: int, start: int) -> list[Part]:

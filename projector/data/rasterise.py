@@ -123,9 +123,8 @@ def _serve(connection: Connection) -> None:
             drawing, seconds = connection.recv()
         except EOFError:
             return
-        if hasattr(
-            signal, "setitimer"
-        ):  # which ends this process, even within the renderer; elsewhere the clock alone does
+        # It ends this process, even within the renderer; where there is none the clock alone does.
+        if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             picture = rasterise(drawing)

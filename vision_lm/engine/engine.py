@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vision_lm.engine.face import Counts, generate
+from vision_lm.engine.face import AnyEngine, Counts
 from vision_lm.engine.given import Given
 from vision_lm.engine.grammar import Grammars, Matcher
 from vision_lm.engine.image_cache import ImageCache
@@ -46,7 +46,7 @@ class Stats:
     busy_seconds: float = 0.0  # in the loop, model included
 
 
-class Engine:
+class Engine(AnyEngine):
     """Generates for many requests at once. Any thread may submit; one thread computes."""
 
     def __init__(
@@ -59,15 +59,15 @@ class Engine:
         decode: Callable[[Sequence[int]], str] | None = None,
         limits: Limits | None = None,
         cache_tokens: int | None = None,
-        deliver: Callable[[Collection[Mailbox]], None] = deliver,
     ) -> None:
         """`encode`: pictures -> their image tokens (M, Dt); `cache_tokens`: the memory budget, in tokens kept.
 
-        `deliver` tells the readers of these mailboxes that something has come; called once a step, by the engine's thread.
         Requests with a form need `grammars`, requests with stop strings `decode`: token ids -> text.
         """
         self.decoder, self.image_token_id = decoder, image_token_id
-        self.deliver = deliver
+        self.pid = os.getpid()
+        # Tells the readers of these mailboxes that something has come: once a step, in the engine's thread.
+        self.deliver: Callable[[Collection[Mailbox]], None] = deliver
         self._grammars, self._decode = grammars, decode
         self.images = ImageCache(encode)
         self.cache = allocate_cache(
@@ -78,6 +78,7 @@ class Engine:
         )
         self.runner = Runner(decoder, self.cache, self.images)
         self.pages = Pages(self.cache.pages)
+        self.room = Room(decoder.config.max_position_embeddings, self.pages.count * PAGE)
         self.scheduler = Scheduler(self.pages, limits or Limits())
         self.stats = Stats()
         self._numbers = itertools.count()
@@ -90,18 +91,6 @@ class Engine:
         self._idle = threading.Event()  # set while nothing is under way
         self._idle.set()
         self._worker = Worker(self, Engine._serve)
-
-    @property
-    def pid(self) -> int:
-        return os.getpid()
-
-    @property
-    def room(self) -> Room:
-        return Room(self.decoder.config.max_position_embeddings, self.pages.count * PAGE)
-
-    def check(self, length: int, sampling: Sampling) -> None:
-        """Raise RequestError if a prompt of `length` tokens and its answer do not fit the model or the cache."""
-        self.room.check(length, sampling)
 
     def counts(self) -> Counts:
         """What it has done so far, and what it is at."""
@@ -153,12 +142,6 @@ class Engine:
                 self._cancelled.append(request)
 
         return Ticket(mailbox, cancel)
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]
-    ) -> list[Generation]:
-        """Generations of all prompts, in order. Raises RequestError before anything runs."""
-        return generate(self, prompts, sampling)
 
     def wait(self) -> None:
         """Until nothing is under way and `stats` are complete."""

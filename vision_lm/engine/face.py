@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from vision_lm.engine.request import Generation, Prompt
+from vision_lm.engine.room import Room
 from vision_lm.engine.sampling import Sampling
 from vision_lm.engine.ticket import Ticket
 
@@ -26,34 +27,30 @@ class Counts:
     waiting: int
 
 
-class AnyEngine(Protocol):
+class AnyEngine(ABC):
     """`Engine`, or one in another process."""
 
-    @property
-    def pid(self) -> int:
-        """Of the process that computes."""
+    room: Room
+    pid: int  # of the process that computes
+
+    @abstractmethod
+    def submit(self, prompt: Prompt, sampling: Sampling) -> Ticket:
+        """Queue a request; its ticket yields tokens and the result. Raises RequestError before it is queued."""
+
+    @abstractmethod
+    def counts(self) -> Counts:
+        """As of the last step."""
 
     def check(self, length: int, sampling: Sampling) -> None:
         """Raise RequestError if a prompt of `length` tokens and its answer do not fit the model or the cache."""
-
-    def submit(self, prompt: Prompt, sampling: Sampling) -> Ticket:
-        """Queue a request; its ticket yields tokens and the result. Raises RequestError before it is queued."""
+        self.room.check(length, sampling)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]
     ) -> list[Generation]:
         """Generations of all prompts, in order. Raises RequestError before anything runs."""
-
-    def counts(self) -> Counts:
-        """As of the last step."""
-
-
-def generate(
-    engine: AnyEngine, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]
-) -> list[Generation]:
-    """`AnyEngine.generate`, from `check` and `submit`."""
-    settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-    for prompt, wanted in zip(prompts, settings, strict=True):
-        engine.check(len(prompt.ids), wanted)
-    tickets = [engine.submit(*pair) for pair in zip(prompts, settings, strict=True)]
-    return [ticket.result() for ticket in tickets]
+        settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        for prompt, wanted in zip(prompts, settings, strict=True):
+            self.check(len(prompt.ids), wanted)
+        tickets = [self.submit(*pair) for pair in zip(prompts, settings, strict=True)]
+        return [ticket.result() for ticket in tickets]

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from vision_lm.engine.album import Album
-from vision_lm.engine.face import Counts, generate
+from vision_lm.engine.face import AnyEngine, Counts
 from vision_lm.engine.grammar import Grammars
 from vision_lm.engine.request import Generation, Prompt
 from vision_lm.engine.room import Room
@@ -46,7 +46,7 @@ class News:
     counts: Counts
 
 
-class RemoteEngine:
+class RemoteEngine(AnyEngine):
     """Any thread may submit; one thread of this process reads what comes back."""
 
     def __init__(
@@ -70,10 +70,6 @@ class RemoteEngine:
         for work, pipe in ((self._write, to_engine), (self._read, from_engine)):
             threading.Thread(target=work, args=(pipe,), name="vision-lm engine's pipe", daemon=True).start()
 
-    def check(self, length: int, sampling: Sampling) -> None:
-        """Raise RequestError if a prompt of `length` tokens and its answer do not fit the model or the cache."""
-        self.room.check(length, sampling)
-
     def submit(self, prompt: Prompt, sampling: Sampling) -> Ticket:
         """Queue a request. Raises RequestError before it is sent, EngineGoneError if nobody is there to compute."""
         self.check(len(prompt.ids), sampling)
@@ -91,12 +87,6 @@ class RemoteEngine:
                 self._outbox.put(number)
 
         return Ticket(mailbox, cancel)
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]
-    ) -> list[Generation]:
-        """Generations of all prompts, in order. Raises RequestError before anything runs."""
-        return generate(self, prompts, sampling)
 
     def counts(self) -> Counts:
         """As of the last news."""

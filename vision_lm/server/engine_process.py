@@ -78,10 +78,8 @@ class EngineProcess:
 
 def main() -> None:
     """The process itself: an order, then requests, until its input ends."""
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # for the one that asks, which first lets answers come to their end
+    # These are for the one that asks, which first lets answers come to their end.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers

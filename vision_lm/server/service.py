@@ -94,12 +94,10 @@ class Service:
 
 def is_brief(asked: Sequence[tuple[list[Turn], Task]], pictures: Pictures) -> bool:
     """Whether there is next to nothing to do before the engine has it."""
-    turns = {
-        id(turn): turn for said, _ in asked for turn in said
-    }.values()  # n answers to one conversation share it
+    turns = [turn for said, _ in asked for turn in said]
     return (
         not any(task.sampling.constraint for _, task in asked)
-        and len(asked) * sum(len(turn.question) + len(turn.answer or "") for turn in turns) <= FEW_WORDS
+        and sum(len(turn.question) + len(turn.answer or "") for turn in turns) <= FEW_WORDS
         and all(pictures.recall(image) for turn in turns for image in turn.images)
     )
 
