@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from projector.muon import Muon
 from projector.recipe import Recipe
 from projector.vision_language import VisionLanguage
 
 
-def build_optimizers(model: VisionLanguage, recipe: Recipe) -> list[Optimizer]:
-    """One optimiser, or with `muon` two: Muon (Jordan et al. 2024) for what maps one hidden state to another.
+def build_optimizers(model: VisionLanguage, recipe: Recipe, muon_dtype: torch.dtype) -> list[Optimizer]:
+    """One optimiser, or with `muon` two: Muon for what maps one hidden state to another.
 
-    Embeddings, the head, norms, biases and the tower are AdamW's in both cases. Muon's steps are scaled to the size
-    of AdamW's (Liu et al., arXiv 2502.16982), so one learning rate serves both.
+    Embeddings, the head, norms, biases and the tower are AdamW's in both cases.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     by_muon = [p for name, p in named if recipe.optimizer == "muon" and is_hidden_matrix(name, p)]
@@ -29,13 +29,7 @@ def build_optimizers(model: VisionLanguage, recipe: Recipe) -> list[Optimizer]:
         groups = parameter_groups(rest, recipe)
         optimizers.append(torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98)))
     if by_muon:
-        muon = torch.optim.Muon(
-            by_muon,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-        optimizers.append(muon)
+        optimizers.append(Muon(by_muon, recipe.learning_rate, recipe.weight_decay, muon_dtype))
     return optimizers
 
 

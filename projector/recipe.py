@@ -51,7 +51,7 @@ class Recipe:
     max_turns: int = 8  # questions about one picture packed behind it
     max_tokens: int = 512  # longer samples are cut at a turn
     lora_rank: int = 16
-    precision: Literal["bf16", "no"] = "bf16"
+    precision: Literal["auto", "bf16", "no"] = "auto"  # auto: bf16 where the machine multiplies such numbers
     seed: int = 0
     save_every: int = 500
     log_every: int = 10

@@ -23,6 +23,7 @@ from projector.optimizer import build_optimizers, cosine
 from projector.recipe import Recipe
 from projector.vision_language import VisionLanguage
 from vision_lm.checkpoint import read_checkpoint
+from vision_lm.engine.device import choose_device, multiplies_bfloat16
 from vision_lm.errors import TrainingError
 from vision_lm.prompts import PromptBuilder
 
@@ -49,7 +50,7 @@ def main(
         raise TrainingError(
             f"{out}: holds a run already; add --resume to go on with it, or choose another 'out'"
         )
-    accelerator = Accelerator(mixed_precision=recipe.precision, log_with="tensorboard", project_dir=out)
+    accelerator = Accelerator(mixed_precision=precision(recipe), log_with="tensorboard", project_dir=out)
     try:
         run = Run(recipe, accelerator, bad)
         if resume:
@@ -59,6 +60,13 @@ def main(
         if bad is not None and bad.count:
             print(bad.report(), flush=True)
     return out
+
+
+def precision(recipe: Recipe) -> Literal["bf16", "no"]:
+    """In which numbers this machine trains: `auto` is bfloat16 where it multiplies them."""
+    if recipe.precision == "auto":
+        return "bf16" if multiplies_bfloat16(choose_device("auto")) else "no"
+    return recipe.precision
 
 
 def check_stage(recipe: Recipe, stage: Stage) -> None:
@@ -101,7 +109,8 @@ class Run:
         tokens = tokens_per_image(model, cache)
         prompts = PromptBuilder(self.checkpoint.tokenizer, self.checkpoint.config.prompt, tokens)
         self.batches = BatchMaker(mixture, prompts, model.encoder, cache, recipe.max_tokens, bad)
-        optimizers = build_optimizers(model, recipe)
+        muon_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        optimizers = build_optimizers(model, recipe, muon_dtype)
         self.schedules = [LambdaLR(optimizer, lambda step: cosine(step, recipe)) for optimizer in optimizers]
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         accelerator.register_for_checkpointing(*self.schedules)

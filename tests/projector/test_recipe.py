@@ -44,7 +44,7 @@ def test_values_are_read_as_they_were_meant(tmp_path: Path) -> None:
         ("checkpoint", "", "checkpoint: expected text, found None"),
         ("language_model", "lroa", "language_model: 'lroa' is not one of 'frozen', 'lora', 'full'"),
         ("optimizer", "adam", "optimizer: 'adam' is not one of 'adamw', 'muon'"),
-        ("precision", "yes", "precision: True is not one of 'bf16', 'no'"),
+        ("precision", "yes", "precision: True is not one of 'auto', 'bf16', 'no'"),
         ("clip", "-1", "clip is -1.0, it must be above 0"),
         ("warmup", "-0.1", "warmup is -0.1, it must be a share of the steps, from 0 to 1"),
         ("weight_decay", "-1", "weight_decay is -1.0, it must be 0 or more"),

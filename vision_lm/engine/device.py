@@ -36,8 +36,11 @@ def choose_dtype(dtype: str, stored: str, parameters: int, device: torch.device)
 def tower_dtype(dtype: str, chosen: torch.dtype, device: torch.device) -> torch.dtype:
     """In which the image tower computes, where the model as a whole has `chosen`, of the `dtype` that was asked for.
 
-    `auto` is float32 on a CPU that does not multiply bfloat16 numbers: torch takes several times as long for them there. The
-    language model has kernels of its own.
+    `auto` is float32 on a CPU that does not multiply bfloat16 numbers. The language model has kernels of its own.
     """
-    slow = device.type == "cpu" and not {"avx512_bf16", "amx_bf16"} & set(processor().split())
-    return torch.float32 if dtype == "auto" and slow else chosen
+    return torch.float32 if dtype == "auto" and not multiplies_bfloat16(device) else chosen
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether torch gains by bfloat16 there: on a CPU without instructions for it, it takes several times as long."""
+    return device.type != "cpu" or bool({"avx512_bf16", "amx_bf16"} & set(processor().split()))
