@@ -13,7 +13,7 @@ run: .venv/installed
 	$(BIN)/vision-lm ask demo/examples/cat.jpg "Is there a dog?"
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+# Where tests run side by side (pytest-xdist) each has one thread, for itself and the programs it starts: threads of several that
+# wait for work keep each other from it. Before torch, which reads it once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

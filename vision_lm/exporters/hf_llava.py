@@ -1,4 +1,4 @@
-"""transformers' LlavaForConditionalGeneration with its processor, in the layout that vLLM and SGLang read too.
+"""transformers' LlavaForConditionalGeneration with its processor, in the layout that vLLM reads too.
 
 Facts from transformers 5.23 (models/llava, models/clip, models/siglip) and vLLM 0.31 (models/llava.py, phi.py): on disk
 `vision_tower.vision_model.*`, `multi_modal_projector.linear_{1,2}.*` and `language_model.*`, the latter as PhiForCausalLM's.
