@@ -23,7 +23,7 @@ from vision_lm.exporters.export import Settings, export
 from vision_lm.exporters.graph_model import GraphModel
 from vision_lm.exporters.graph_runtime import GraphRuntime
 from vision_lm.exporters.onnx_files import write_graphs
-from vision_lm.exporters.verify import compare, samples
+from vision_lm.exporters.verify import compare
 from vision_lm.model import VisionLM
 from vision_lm.phi import build_phi
 
