@@ -1,4 +1,4 @@
-"""Tiny checkpoints, tokenizers and pictures that the tests share."""
+"""Tiny checkpoints, tokenizers, pictures and messages about them that the tests share."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ TRUNK = VisionConfig(
     pooled=("subject", "all", "centre"),
 )
 
+Pictures = list[Image.Image]
+
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
@@ -93,7 +95,7 @@ def vlm(vit_checkpoint: Checkpoint) -> VisionLM:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[Image.Image]:
+def pictures() -> Pictures:
     """Eight different pictures of different sizes."""
     noise = np.random.default_rng(0)
     sizes = [(40 + 9 * n, 70 - 5 * n) for n in range(8)]
@@ -106,6 +108,11 @@ def picture() -> Image.Image:
     image = Image.new("RGB", (3, 2))
     image.putdata([RED, GREEN, BLUE, WHITE, (0, 0, 0), (255, 255, 0)])
     return image
+
+
+def message(question: str, images: Sequence[Any]) -> dict[str, Any]:
+    """A user's message with pictures."""
+    return {"role": "user", "content": [*({"type": "image", "image": i} for i in images), question]}
 
 
 def scripted(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import scripted
+from tests.conftest import Pictures, scripted
 from vision_lm.captions import cut_caption, sentences_end
 from vision_lm.checkpoint import Checkpoint
 from vision_lm.model import VisionLM
@@ -94,3 +94,35 @@ def test_an_added_full_stop_has_no_token(
     stream = vlm.stream_caption("demo/examples/cat.jpg", max_tokens=max_tokens)
     assert "".join(stream) == expected
     assert stream.answer == caption
+
+
+def test_a_looping_caption_is_cut(vit_checkpoint: Checkpoint, pictures: Pictures) -> None:
+    """A model that says one sentence for ever gives it once, with the log-probabilities of its tokens."""
+    vlm = VisionLM(scripted(vit_checkpoint, " The cube is.", endless=True), device="cpu")
+    caption = vlm.caption(pictures[0])
+    assert (caption.text, caption.finish_reason) == ("The cube is.", "repetition")
+    assert vlm.prompts.decode(caption.tokens).strip() == caption.text
+    assert len(caption.token_logprobs) == len(caption.tokens)
+    assert "".join(vlm.stream_caption(pictures[0])) == caption.text
+
+
+def test_a_truncated_caption_ends_at_its_sentence(vit_checkpoint: Checkpoint, pictures: Pictures) -> None:
+    """When the tokens run out, a caption drops its unfinished sentence; an answer keeps it."""
+    vlm = VisionLM(scripted(vit_checkpoint, " The cube is. Answer image"), device="cpu")
+    whole = vlm.caption(pictures[0])
+    assert (whole.text, whole.finish_reason) == ("The cube is. Answer image.", "stop")
+    count = len(whole.tokens) - 1
+    cut = vlm.caption(pictures[0], max_tokens=count)
+    assert (cut.text, cut.finish_reason) == ("The cube is.", "length")
+    assert vlm.prompts.decode(cut.tokens).strip() == cut.text
+    assert vlm.ask(None, "what?", max_tokens=count).text == "The cube is. Answer"
+    assert list(vlm.stream_caption(pictures[0])) == ["The cube is.", " Answer image."]
+
+
+def test_a_streamed_caption_takes_nothing_back(vit_checkpoint: Checkpoint, pictures: Pictures) -> None:
+    """The point of "3.5" ends no sentence, although for one token "3." looks like an end."""
+    vlm = VisionLM(scripted(vit_checkpoint, " The cube is! How 3.5 image"), device="cpu")
+    count = len(vlm.caption(pictures[0]).tokens) - 1
+    stream = vlm.stream_caption(pictures[0], max_tokens=count)
+    assert list(stream) == ["The cube is!"]
+    assert stream.answer == vlm.caption(pictures[0], max_tokens=count)

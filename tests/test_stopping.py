@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
+from tests.conftest import Pictures
 from vision_lm.engine.stopping import Cycles, StopStrings
+from vision_lm.model import VisionLM
 
 # Stop strings
 
@@ -117,6 +119,18 @@ def test_long_answers_are_not_decoded_anew_at_every_token(mini_tokenizer: Tokeni
         watcher.push(token)
     assert watcher.text == "A red cube, é and 漢. " * 50
     assert longest < 16
+
+
+def test_an_answer_ends_before_a_stop_string(vlm: VisionLM, pictures: Pictures) -> None:
+    """Whole and streamed, the text is that of the free answer up to the first stop string in it."""
+    for picture in pictures:
+        free = vlm.ask(picture, "what?", temperature=1.5, seed=3, max_tokens=40)
+        stop = free.text[7:9]
+        cut = vlm.ask(picture, "what?", temperature=1.5, seed=3, max_tokens=40, stop=[stop, "never said"])
+        assert cut.text == free.text[: free.text.index(stop)].rstrip("\ufffd").strip()
+        assert cut.finish_reason == "stop"
+        stream = vlm.stream(picture, "what?", temperature=1.5, seed=3, max_tokens=40, stop=stop)
+        assert "".join(stream) == cut.text
 
 
 # Loops
