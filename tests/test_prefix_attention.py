@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tests.conftest import random_phi, text_config
-from tests.test_engine import IMAGE_TOKENS, PLACEHOLDER, Noise, encode
+from tests.noise_pictures import IMAGE_TOKENS, PLACEHOLDER, Noise, encode, engine_of
 from tests.test_oracles import DECODERS, decoder_of
-from vision_lm.engine import Engine, Generation, Limits, Prompt, Sampling, TorchDecoder
+from vision_lm.engine import Generation, Prompt, Sampling, TorchDecoder
 from vision_lm.engine.kv_cache import KVCache
 from vision_lm.engine.pages import PAGE
 from vision_lm.engine.torch_decoder import Chunk
@@ -78,11 +78,6 @@ def equal(one: Generation, said: tuple[list[int], list[float]]) -> bool:
 @pytest.fixture(scope="module")
 def expected(phi: Any) -> list[tuple[list[int], list[float]]]:
     return [answer(phi, prompt) for prompt in prompts()]
-
-
-def engine_of(decoder: TorchDecoder, **limits: Any) -> Engine:
-    cache_tokens = limits.pop("cache_tokens", 4096)
-    return Engine(decoder, encode, PLACEHOLDER, limits=Limits(**limits), cache_tokens=cache_tokens)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
