@@ -1,12 +1,8 @@
-"""The C++ kernels against float64 and the torch decoder; and what happens where they cannot be built."""
+"""The C++ kernels against float64 and the torch decoder."""
 
 from __future__ import annotations
 
-import logging
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.conftest import random_phi, text_config
-from vision_lm.config import TextConfig
-from vision_lm.engine import TorchDecoder, make_decoder
+from tests.forced_steps import CPU, LAYOUTS, filled_cache, steps
+from vision_lm.engine import TorchDecoder
 from vision_lm.engine.cpu import compile as compiling
 from vision_lm.engine.cpu.decoder import CpuDecoder
 from vision_lm.engine.cpu.errors import CpuKernelError
@@ -25,7 +21,6 @@ from vision_lm.engine.kv_cache import KVCache
 from vision_lm.engine.pages import pages_for
 from vision_lm.engine.torch_decoder import Chunk
 
-CPU = torch.device("cpu")
 NATIVE = compiling.NATIVE
 X86 = "x86-64" in subprocess.check_output(["uname", "-m"], text=True).replace("_", "-")
 # The code of other machines, run on this one: without AVX-512, with it but no integer products, and with no more than
@@ -145,50 +140,6 @@ def test_the_smallest_exact_copy_is_kept() -> None:
         NativeLinear.pack(team, weight.half().float(), None, None, torch.float32).weight.dtype
         == torch.float16
     )
-
-
-def filled_cache(
-    config: TextConfig, decoder: TorchDecoder, prompts: list[Tensor]
-) -> tuple[KVCache, list[list[int]]]:
-    """A cache in which nothing is finite but what the prompts wrote, and the sequences' scattered pages."""
-    lengths = [len(prompt) + 24 for prompt in prompts]
-    total = sum(map(pages_for, lengths)) + 1
-    cache = KVCache(config, total, CPU, decoder.dtype)
-    cache.memory.fill_(float("nan"))
-    free = torch.randperm(total, generator=torch.Generator().manual_seed(3)).tolist()
-    pages = [[free.pop() for _ in range(pages_for(length))] for length in lengths]
-    for prompt, own in zip(prompts, pages, strict=True):
-        decoder.prefill(prompt, [Chunk(0, len(prompt), cache.slots(own, len(prompt)), True)], cache)
-    return cache, pages
-
-
-def steps(config: TextConfig, decoder: TorchDecoder, prompts: list[Tensor], count: int) -> Tensor:
-    """Logits (count, B, V) of forced tokens after the prompts."""
-    cache, pages = filled_cache(config, decoder, prompts)
-    return torch.stack(
-        [
-            decoder.decode(
-                [(7 * step + 3 * len(prompt)) % config.vocab_size for prompt in prompts],
-                [len(prompt) + step for prompt in prompts],
-                pages,
-                cache,
-            )
-            for step in range(count)
-        ]
-    )
-
-
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "heads of 32": {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4},
-    "heads of 64": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4},
-    "heads of 80, two fifths turned": {
-        "hidden_size": 640,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        "partial_rotary_factor": 0.4,
-    },
-    "shared keys": {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2},
-}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -312,44 +263,6 @@ def test_a_step_is_the_same_in_any_batch_and_with_any_number_of_threads() -> Non
         assert torch.equal(steps(config, other, prompts, 6), alone)
 
 
-def test_the_machine_gets_the_kernels() -> None:
-    """`make_decoder` chooses them on a CPU with a compiler."""
-    config = text_config(**LAYOUTS["heads of 32"])
-    assert isinstance(make_decoder(config, random_phi(config).state_dict(), CPU, torch.float32), CpuDecoder)
-
-
-@pytest.mark.parametrize(
-    ("compiler", "message"),
-    [
-        ("", "no C++ compiler was found"),
-        ("#!/bin/sh\necho 'decoder.cpp:1: error: no such thing' >&2; exit 1", "no such thing"),
-    ],
-)
-def test_without_a_compiler_torch_decodes(
-    compiler: str,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """No compiler, or one that fails: one line in the log, and the torch decoder."""
-    if compiler:
-        (tmp_path / "c++").write_text(compiler)
-        (tmp_path / "c++").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if compiler else str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    config = text_config()
-    log = logging.getLogger("vision_lm")
-    monkeypatch.setattr(
-        log, "propagate", True
-    )  # a server that ran before in this process keeps its lines to itself
-    with caplog.at_level(logging.INFO, logger="vision_lm"):
-        decoder = make_decoder(config, random_phi(config).state_dict(), CPU, torch.float32)
-    assert type(decoder) is TorchDecoder
-    assert len(caplog.messages) == 1 and message in caplog.messages[0]
-
-
 def test_shapes_that_the_kernels_do_not_know() -> None:
     """A head or width of another size is refused with a line that names it."""
     narrow = text_config(hidden_size=320, num_attention_heads=4, num_key_value_heads=4, intermediate_size=384)
@@ -358,68 +271,3 @@ def test_shapes_that_the_kernels_do_not_know() -> None:
     config = text_config(hidden_size=40, num_attention_heads=2, num_key_value_heads=2)
     with pytest.raises(CpuKernelError, match="heads of 20"):
         CpuDecoder(config, random_phi(config).state_dict(), torch.float32)
-
-
-def test_builds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second build reads the first from disk; a damaged one is built again."""
-    first = compiling.build(tmp_path)
-    (kept,) = tmp_path.iterdir()
-    content = kept.read_bytes()
-    kept.write_bytes(content[:-1])
-    assert compiling.build(tmp_path) == first
-    monkeypatch.setattr(compiling, "FLAGS", compiling.FLAGS)
-    runs = []
-    monkeypatch.setattr(compiling, "_run", lambda command: runs.append(command) or VERSION(command))
-    assert compiling.build(tmp_path) == first
-    assert all("--version" in command for command in runs)
-
-
-def VERSION(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_a_process_with_a_team_ends() -> None:
-    """Threads that wait for work keep no program from ending."""
-    code = "from vision_lm.engine.cpu.library import Team; team = Team.start(3); print('made')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout == "made\n"
-
-
-def test_every_piece_is_done_once(tmp_path: Path) -> None:
-    """Teams on their own, in C++: any number of pieces, threads that sleep and threads that are late."""
-    flags = [flag for flag in compiling.FLAGS if flag not in ("-shared", "-fPIC")]
-    source, made = Path(__file__).parent / "team.cpp", tmp_path / "team"
-    subprocess.run([compiling.find_compiler(), *flags, str(source), "-o", str(made)], check=True)
-    subprocess.run([str(made)], timeout=120, check=True)
-
-
-def test_products_on_a_processor_of_another_make(tmp_path: Path) -> None:
-    """An ARM one, where its compiler and an emulator are installed: in a program of their own."""
-    compiler, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64"
-    if not shutil.which(compiler) or not shutil.which(emulator):
-        pytest.skip(f"needs {compiler} and {emulator}")
-    sources = [str(Path(__file__).parent / "products.cpp"), *map(str, compiling.UNITS)]
-    made = tmp_path / "products"
-    subprocess.run([compiler, *compiling.FLAGS, "-static", *sources, "-o", str(made)], check=True)
-    done = subprocess.run([emulator, str(made)], timeout=120, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
-def test_a_system_without_threads_to_give() -> None:
-    """A team is then of those that there are."""
-    code = """
-import resource, torch
-from vision_lm.engine.cpu.library import Team
-from vision_lm.engine.cpu.linear import NativeLinear
-Team.start(1)  # what is loaded takes no memory from the threads
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-limits = resource.getrlimit(resource.RLIMIT_AS)
-resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), limits[1]))
-team = Team.start(500)
-resource.setrlimit(resource.RLIMIT_AS, limits)
-weight, x = torch.randn(256, 64), torch.randn(3, 64)
-assert torch.allclose(NativeLinear.pack(team, weight, None, None, torch.float32)(x), x @ weight.T, atol=1e-4)
-"""
-    subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
