@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vision_lm.answer import Answer
 from vision_lm.answerer import ANSWER_TOKENS, Pending, Task
-from vision_lm.batch.journal import Asked
 from vision_lm.batch.questions import Question
+from vision_lm.batch.records import Asked
 from vision_lm.batch.settings import Settings
 from vision_lm.checking import Check, first_word
 from vision_lm.engine import Options

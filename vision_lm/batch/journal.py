@@ -6,16 +6,16 @@ run with the same settings goes on with it: a picture whose bytes are still the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vision_lm.batch import records
+from vision_lm.batch.records import PLANNED, RESULT, Done, Planned, Result
 from vision_lm.batch.settings import Order
 from vision_lm.batch.sources import Item, Source
 from vision_lm.errors import BatchError
@@ -38,60 +38,6 @@ CREATE UNIQUE INDEX by_position ON pictures (run, position);
 CREATE INDEX by_done ON pictures (run, done);
 CREATE INDEX by_content ON pictures (content);
 """
-PLANNED = "key, position, image, source, relative, asked, problem"
-RESULT = (
-    "content, pixels, look, more_frames, answers, answered, duplicate_of, cause, error, open_seconds, "
-    "answer_seconds, thumbnail"
-)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question as it was put to one picture, and the answer."""
-
-    question: str
-    text: str
-    confidence: float
-    finish_reason: str
-    unanswerable: bool = False  # less sure than the checkpoint's threshold; of journals of before: not known
-    unconfirmed: tuple[str, ...] = ()  # of a checked caption: what it first named, and does not say any more
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A picture of this run."""
-
-    key: bytes
-    position: int
-    item: Item
-    asked: tuple[str, ...]  # the questions, filled in
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a picture: answers, or an error."""
-
-    content: str | None = None  # hash of its bytes
-    pixels: bytes = b""  # digest of what the encoder sees
-    look: bytes = b""
-    more_frames: bool = False
-    answers: tuple[Asked, ...] = ()
-    answered: int = 0  # the run that made the answers
-    duplicate_of: str | None = None  # the image whose answers these are
-    cause: str | None = None
-    error: str | None = None
-    open_seconds: float = 0.0
-    answer_seconds: float = 0.0
-    thumbnail: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Done:
-    """A picture with its result."""
-
-    planned: Planned
-    result: Result
-    done: int
 
 
 class Journal:
@@ -163,7 +109,7 @@ class Journal:
                 nothing = ", ".join(f"{one} = NULL" for one in RESULT.split(", "))
                 self._execute(f"UPDATE pictures SET {nothing} WHERE error IS NOT NULL")
                 for item, asked in pictures:
-                    row = _planned_row(item, asked, position)
+                    row = records.planned_row(item, asked, position)
                     if self._execute(statement, (*row, self.run)).rowcount:
                         position += 1
                     else:
@@ -199,7 +145,7 @@ class Journal:
             (self.run, position),
         ):
             for row in rows:
-                planned, result = _planned(row), _result(row[7:])
+                planned, result = records.planned(row), records.result(row[7:])
                 position = planned.position
                 yield planned, result if result.answers else None
 
@@ -210,11 +156,11 @@ class Journal:
             "AND answered < ? AND duplicate_of IS NULL LIMIT 1",
             (content, json.dumps(asked), self.run),
         )
-        return _result(rows[0]) if rows else None
+        return records.result(rows[0]) if rows else None
 
     def answers_of(self, key: bytes) -> Result:
         """The result of a picture that is done."""
-        return _result(self._rows(f"SELECT {RESULT} FROM pictures WHERE key = ?", (key,))[0])
+        return records.result(self._rows(f"SELECT {RESULT} FROM pictures WHERE key = ?", (key,))[0])
 
     def record(self, results: Iterable[tuple[bytes, Result]]) -> None:
         """These are done, in one transaction: once it returns, they outlive a kill and a power cut."""
@@ -223,7 +169,7 @@ class Journal:
             self._execute("BEGIN IMMEDIATE")
             for key, result in results:
                 self._count += 1
-                values = (*_result_row(result), self._count, key)
+                values = (*records.result_row(result), self._count, key)
                 self._execute(f"UPDATE pictures SET {update}, done = ? WHERE key = ?", values)
             self._execute("COMMIT")
 
@@ -238,7 +184,7 @@ class Journal:
             for row in rows:
                 if row[-1] is None:
                     return
-                yield Done(_planned(row), _result(row[7:-1]), row[-1])
+                yield Done(records.planned(row), records.result(row[7:-1]), row[-1])
 
     def in_place(self) -> bool:
         """Whether the file is still where it was: one that was removed is written on, but nobody will find it."""
@@ -316,72 +262,6 @@ class Journal:
             else:
                 reason, remedy = str(error), "give another --out"
             raise BatchError(f"{self.path}: {reason}; {remedy}") from error
-
-
-def _planned_row(item: Item, asked: tuple[str, ...], position: int) -> tuple[Any, ...]:
-    source, questions = item.source.to_json(), json.dumps(asked)
-    relative = json.dumps(item.relative)  # a path may hold bytes that are no text
-    where = json.dumps([item.source.path, item.source.member and item.source.member.name])
-    key = hashlib.blake2b(f"{where}\n{questions}".encode(), digest_size=16).digest()
-    return key, position, item.image, source, relative, questions, item.problem
-
-
-def _planned(row: Sequence[Any]) -> Planned:
-    key, position, image, source, relative, asked, problem = row[:7]
-    item = Item(image, Source.from_json(source), json.loads(relative), problem=problem)
-    return Planned(key, position, item, tuple(json.loads(asked)))
-
-
-def _result_row(result: Result) -> tuple[Any, ...]:
-    answers = [
-        [one.question, one.text, one.confidence, one.finish_reason, one.unanswerable, one.unconfirmed]
-        for one in result.answers
-    ]
-    return (
-        result.content,
-        result.pixels,
-        result.look,
-        result.more_frames,
-        json.dumps(answers) if answers else None,
-        result.answered,
-        result.duplicate_of,
-        result.cause,
-        result.error,
-        result.open_seconds,
-        result.answer_seconds,
-        result.thumbnail,
-    )
-
-
-def _result(row: Sequence[Any]) -> Result:
-    (
-        content,
-        pixels,
-        look,
-        frames,
-        answers,
-        answered,
-        duplicate,
-        cause,
-        error,
-        opening,
-        answering,
-        thumbnail,
-    ) = row
-    return Result(
-        content,
-        pixels or b"",
-        look or b"",
-        bool(frames),
-        tuple(Asked(*one[:5], *map(tuple, one[5:])) for one in json.loads(answers or "[]")),
-        answered or 0,
-        duplicate,
-        cause,
-        error,
-        opening or 0.0,
-        answering or 0.0,
-        thumbnail,
-    )
 
 
 def _short(value: Any) -> str:

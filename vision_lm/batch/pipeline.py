@@ -20,8 +20,9 @@ from typing import Any, TypeAlias
 from vision_lm.batch.answering import ENCODED_AT_ONCE, Answered, Answering, ToAnswer, cause_of
 from vision_lm.batch.decoders import Decoders
 from vision_lm.batch.duplicates import Duplicates, Original
-from vision_lm.batch.journal import Done, Journal, Planned, Result
+from vision_lm.batch.journal import Journal
 from vision_lm.batch.opening import Job, Opened
+from vision_lm.batch.records import Done, Planned, Result
 from vision_lm.batch.settings import Settings
 from vision_lm.batch.sheet import shown_on_sheet
 from vision_lm.batch.summary import Tally

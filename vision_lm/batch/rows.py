@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vision_lm.batch.journal import Done
 from vision_lm.batch.questions import Question
+from vision_lm.batch.records import Done
 
 Row = dict[str, Any]  # by column; None where there is nothing
 DIGITS = 4  # of confidences and seconds

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
-from vision_lm.batch.journal import Done
+from vision_lm.batch.records import Done
 from vision_lm.batch.rows import Table
 from vision_lm.errors import BatchError
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vision_lm.batch.journal import Done
+from vision_lm.batch.records import Done
 
 SLOWEST = 5
 CAUSES = 1_000  # told apart; all others are one

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from vision_lm.batch.journal import Done
+from vision_lm.batch.records import Done
 from vision_lm.batch.rows import Row, Table
 from vision_lm.errors import BatchError
 
