@@ -15,6 +15,8 @@ from pathlib import Path
 from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vision_lm.errors import CheckpointError
 
+WORDS = ("phi.model.embed_tokens.", "phi.lm_head.")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -22,13 +24,25 @@ def main() -> None:
     parser.add_argument("second", help="the same")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
     parser.add_argument("--share", type=float, default=0.5, help="of the second one (0.5)")
+    parser.add_argument(
+        "--keep-words", action="store_true", help="of the first one: its embeddings and its head"
+    )
     arguments = parser.parse_args()
-    found = average(read_checkpoint(arguments.first), read_checkpoint(arguments.second), arguments.share)
+    found = average(
+        read_checkpoint(arguments.first),
+        read_checkpoint(arguments.second),
+        arguments.share,
+        keep_words=arguments.keep_words,
+    )
     write_checkpoint(arguments.out, found.config, found.tensors, found.tokenizer)
 
 
-def average(first: Checkpoint, second: Checkpoint, share: float) -> Checkpoint:
-    """(1 - share) times the first and share times the second, in the second one's dtype. Raises CheckpointError."""
+def average(first: Checkpoint, second: Checkpoint, share: float, *, keep_words: bool = False) -> Checkpoint:
+    """(1 - share) times the first and share times the second, in the second one's dtype. Raises CheckpointError.
+
+    `keep_words`: embeddings and head are the first one's. What a run was shown much of, its head says more readily; of a
+    short run with a mixture of its own, this is not wanted.
+    """
     shapes = [{name: tensor.shape for name, tensor in one.tensors.items()} for one in (first, second)]
     if shapes[0] != shapes[1]:
         raise CheckpointError(
@@ -36,6 +50,9 @@ def average(first: Checkpoint, second: Checkpoint, share: float) -> Checkpoint:
         )
     tensors = {}
     for name, tensor in second.tensors.items():
+        if keep_words and name.startswith(WORDS):
+            tensors[name] = first.tensors[name].to(tensor.dtype)
+            continue
         # By way of the difference: a frozen tower stays what it is, to the last bit, and so do its cached features.
         change = tensor.float() - first.tensors[name].float()
         mean = tensor.float() - (1 - share) * change

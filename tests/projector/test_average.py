@@ -23,6 +23,17 @@ def test_the_mean_lies_between_and_its_ends_are_the_two() -> None:
             torch.testing.assert_close(found[name], expected)
 
 
+def test_the_first_ones_words_can_be_kept() -> None:
+    """Its embeddings and its head, and nothing else."""
+    first = random_checkpoint(VIT)
+    second = dataclasses.replace(first, tensors={name: 2 * one for name, one in first.tensors.items()})
+    found = average(first, second, 1.0, keep_words=True).tensors
+    words = {
+        name for name, tensor in first.tensors.items() if torch.equal(found[name], tensor) and tensor.any()
+    }
+    assert words == {"phi.model.embed_tokens.weight", "phi.lm_head.weight", "phi.lm_head.bias"}
+
+
 def test_two_architectures_have_no_mean() -> None:
     other = random_checkpoint(VIT, text_config(hidden_size=128))
     with pytest.raises(CheckpointError, match="average two of one architecture"):

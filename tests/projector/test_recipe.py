@@ -103,7 +103,7 @@ def test_our_own_recipes_are_good(path: Path) -> None:
         "photographs": "build/mini-settled",
         "evidence": "build/mini-photographs",
         "whole": "build/mini-subject",  # the mean of those three runs' ends, with a token more
-        "styles": "mini",  # the embedded weights
+        "styles": "build/mini-landed",  # the weights embedded before
     }  # mini's later instruct runs
     recipe = Recipe.load(path)
     check_stage(recipe, "instruct" if stage in before else stage)  # type: ignore[arg-type]
