@@ -26,11 +26,7 @@ def mini() -> VisionLM:
     [
         ("cat.jpg", ("cat",)),
         ("coffee.jpg", ("coffee", "espresso", "cup")),
-        pytest.param(
-            "rocket.jpg",
-            ("rocket", "missile", "shuttle"),
-            marks=pytest.mark.xfail(strict=True, reason="mini says an oil rig: docs/mini.md"),
-        ),
+        ("rocket.jpg", ("rocket", "missile", "shuttle")),  # all but a tie with an oil rig: docs/mini.md
         ("astronaut.jpg", ("person", "astronaut", "space suit")),
     ],
 )
