@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+MOMENTUM = 0.95
 QUINTIC = (
     3.4445,
     -4.7750,
@@ -30,14 +31,9 @@ class Muon(Optimizer):
     """
 
     def __init__(
-        self,
-        matrices: Iterable[Tensor],
-        lr: float,
-        weight_decay: float,
-        dtype: torch.dtype,
-        momentum: float = 0.95,
+        self, matrices: Iterable[Tensor], lr: float, weight_decay: float, dtype: torch.dtype
     ) -> None:
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
         self.dtype = dtype
         for group in self.param_groups:
             for matrix in group["params"]:
@@ -52,15 +48,15 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            rate, momentum = group["lr"], group["momentum"]
+            rate = group["lr"]
             for matrix in group["params"]:
                 if matrix.grad is None:
                     continue
                 state = self.state[matrix]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(matrix.grad)
-                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
-                update = orthogonal(matrix.grad.lerp(mean, momentum), self.dtype)
+                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM)  # (M, N)
+                update = orthogonal(matrix.grad.lerp(mean, MOMENTUM), self.dtype)  # (M, N)
                 matrix.mul_(1 - rate * group["weight_decay"])
                 matrix.add_(update.to(matrix.dtype), alpha=-rate * LIKE_ADAMW * max(matrix.shape) ** 0.5)
         return loss
@@ -72,10 +68,10 @@ def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     Newton-Schulz: an odd polynomial of the matrix is that polynomial of its singular values.
     """
     a, b, c = QUINTIC
-    wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix  # the products of rows are the fewer
-    x = wide.to(dtype)
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.mT if tall else matrix).to(dtype)  # (R, C), R <= C: the products of rows are the fewer
     x = x / x.norm().clamp(min=1e-7)  # no singular value above one
     for _ in range(ROUNDS):
-        gram = x @ x.mT  # (M, M)
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+        gram = x @ x.mT  # (R, R)
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # (R, C)
+    return x.mT if tall else x
