@@ -185,7 +185,7 @@ def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
     prefill, all_wait = TorchDecoder.prefill, threading.Event()
 
     def narrow(self: TorchDecoder, embeddings: Tensor, *arguments: Any) -> Tensor:
-        all_wait.wait()  # so that the second step is large, however slowly requests come
+        all_wait.wait()
         if len(embeddings) > 300:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return prefill(self, embeddings, *arguments)
@@ -193,8 +193,10 @@ def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
     monkeypatch.setattr(TorchDecoder, "prefill", narrow)
     heard(monkeypatch, caplog)
     engine = engine_of(decoder)
+    first = engine.submit(Prompt([1]), Sampling(max_tokens=1))  # in the way until all the others wait
     tickets = [engine.submit(*pair) for pair in zip(prompts, SETTINGS, strict=True)]
     all_wait.set()
+    first.result()
     assert [ticket.result().tokens for ticket in tickets] == [one.tokens for one in alone]
     assert engine.scheduler.limits.step_tokens <= 1024
     assert 1 <= len(caplog.records) <= 3
