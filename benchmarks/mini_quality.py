@@ -3,7 +3,7 @@
     python benchmarks/mini_quality.py --data data --model build/mini --out docs/mini_quality.json
 
 Held-out data only: easy-VQA's official test split, scenes of new seeds, colour-shape pairs never trained, a
-drawing style never trained, and scikit-image's photographs. Beside each score stand its 95% bootstrap interval
+drawing style and artists never trained, and scikit-image's photographs. Beside each score stand its 95% bootstrap interval
 and the blind score: the most frequent training answer to the question's own wording, no picture seen. A list's things
 may be named in any order.
 """
@@ -108,6 +108,7 @@ def tasks(data: Path) -> dict[str, Asked]:
         "scenes, which side": _some_kinds(corpus, "reasoning", ("side",)),
         "scenes, what is where": _some_kinds(corpus, "naming", ("at", "nth")),
         "drawings, unseen style": Asked(own.names(files).items, None),
+        "drawings, unseen artists": Asked(own.hands(files).items, None),
     }
 
 

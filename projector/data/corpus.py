@@ -6,12 +6,14 @@
     naming.jsonl     the same pictures: what is where, captions and lists
     drawings.jsonl   one emoji or clip-art drawing a picture, on any ground
     restyled.jsonl   the same drawings in the manner of other artists
+    hands.jsonl      the drawings of more hands, as in drawings.jsonl
+    hands_scenes.jsonl, hands_scenes_naming.jsonl, …  scenes of their cut-outs, and the files beside them
     textures.jsonl   busy pictures of nothing, which lend their patches to class evidence
     easy_vqa.jsonl   easy-VQA's train split
 
 Held out, under `held_out/`: scenes of other seeds and of colour-shape pairs that training never draws, and every
-drawing of one style (HELD_OUT_STYLE). Every unit of work has a seed of its own, so the corpus is the same
-whatever the number of processes. Files that are there already are kept.
+drawing of one style (HELD_OUT_STYLE) and of hands that nothing else here is by (HELD_OUT_HANDS). Every unit of work has
+a seed of its own, so the corpus is the same whatever the number of processes. Files that are there already are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from projector.data import drawings, easy_vqa, scenes
-from projector.data.pictures import STYLES, Picture, load_pictures
+from projector.data.pictures import Picture, load_pictures
 from projector.data.restyle import restyle, without_colour_names
 from projector.data.samples import QA, Sample, write_jsonl
 from projector.data.scenes import HeldOut, Scene, Sprite
@@ -35,7 +37,10 @@ from projector.data.textures import texture
 from vision_lm.config import PromptConfig
 from vision_lm.prompts import CaptionLength
 
+TRAINED_STYLES = ("fluent-3d", "noto", "openclipart")  # of scenes and drawings
+MORE_HANDS = ("noto-v1", "emojione", "fxemoji", "streamline")
 HELD_OUT_STYLE = "fluent-flat"
+HELD_OUT_HANDS = ("twemoji", "openmoji")
 UNIT = 200  # pictures to a unit of work
 SIZE = 256  # pixels a side
 CAPTION_SHARE = 0.7  # of the scenes that carry captions beside their questions
@@ -55,6 +60,7 @@ class Sizes:
     scenes: int = 60_000  # so many that training sees each but once or twice
     drawings: int = 3  # pictures of each drawing
     restyled: int = 2  # of each, in other manners
+    hands_scenes: int = 6_000
     textures: int = 1_200
     held_out_scenes: int = 1_000  # of new seeds, and as many again of pairs never seen together
 
@@ -62,7 +68,7 @@ class Sizes:
 def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
     """Write the corpus of the pictures under `root` to root/corpus; → that folder."""
     out = root / "corpus"
-    trained = [style for style in STYLES if style != HELD_OUT_STYLE]
+    trained = TRAINED_STYLES
     jobs: list[tuple[Path, list[Callable[[], list[Part]]]]] = [
         (
             out / "scenes.jsonl",
@@ -70,6 +76,11 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
         ),
         (out / "drawings.jsonl", _drawing_units(_drawings, root, out / "drawings", trained, sizes.drawings)),
         (out / "restyled.jsonl", _drawing_units(_restyled, root, out / "restyled", trained, sizes.restyled)),
+        (out / "hands.jsonl", _drawing_units(_drawings, root, out / "hands", MORE_HANDS, sizes.drawings)),
+        (
+            out / "hands_scenes.jsonl",
+            _units(_scenes, sizes.hands_scenes, out / "hands_scenes", root, MORE_HANDS, "avoid", "hands"),
+        ),
         (
             out / "textures.jsonl",
             [partial(_textures, out / "textures", start) for start in range(0, sizes.textures, UNIT)],
@@ -93,6 +104,13 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
         (
             out / "held_out" / "drawings.jsonl",
             _drawing_units(_drawings, root, out / "held_out" / "drawings", [HELD_OUT_STYLE], 1),
+        ),
+        *(
+            (
+                out / "held_out" / f"{hand}.jsonl",
+                _drawing_units(_drawings, root, out / "held_out" / hand, [hand], 1),
+            )
+            for hand in HELD_OUT_HANDS
         ),
     ]
     with ProcessPoolExecutor(processes) as pool:

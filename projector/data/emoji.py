@@ -1,18 +1,21 @@
-"""The emoji that show a thing, as three vendors draw them, under the names that people use.
+"""The emoji that show a thing, as nine vendors draw them, under the names that people use.
 
 `emoji_names.tsv` says which emoji and what they are called: CLDR's "hot beverage" is a cup of coffee, and
 a cat's face is a cat. It leaves out flags, letters, arrows, signs, skin tones, and the men and women of each
 trade.
 
-The two Fluent styles are one designer's drawings, modelled and flat: only Noto is another hand.
+The two Fluent styles are one designer's drawings, modelled and flat, and Noto's first edition is a kin of its second:
+all others are other hands.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +23,35 @@ from projector.data.rasterise import Drawing
 from vision_lm.errors import DataError
 
 NAMES = Path(__file__).with_name("emoji_names.tsv")
-VENDORS = ("fluent-3d", "noto", "fluent-flat")
-_LICENCES = {"fluent-3d": "MIT", "noto": "Apache-2.0", "fluent-flat": "MIT"}
-_FOLDERS = {"fluent-3d": "fluent-emoji-3d", "noto": "noto", "fluent-flat": "fluent-emoji-flat"}
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """One hand's drawings of the emoji: what their style is called here, and which package holds them."""
+
+    style: str
+    folder: str  # under DIR/packages
+    licence: str
+    misnamed: frozenset[str] = frozenset()  # code points whose name means something else there
+
+
+_PISTOL, _LAPTOP, _CRICKET, _TURKEY = "1f52b", "1f4bb", "1f997", "1f983"
+
+VENDORS = (
+    Vendor("fluent-3d", "fluent-emoji-3d", "MIT"),
+    Vendor("noto", "noto", "Apache-2.0"),
+    Vendor("fluent-flat", "fluent-emoji-flat", "MIT"),
+    Vendor("noto-v1", "noto-v1", "Apache-2.0", frozenset({_PISTOL, _CRICKET})),  # no water pistol; the game
+    Vendor("emojione", "emojione", "CC-BY-4.0", frozenset({_PISTOL, _CRICKET})),
+    Vendor(
+        "fxemoji", "fxemoji", "Apache-2.0", frozenset({_PISTOL, _LAPTOP})
+    ),  # a personal computer of its time
+    Vendor(
+        "streamline", "streamline-emojis", "CC-BY-4.0", frozenset({_PISTOL, _TURKEY})
+    ),  # the country's flag
+    Vendor("twemoji", "twemoji", "CC-BY-4.0"),
+    Vendor("openmoji", "openmoji", "CC-BY-SA-4.0"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,40 +78,68 @@ def read_names() -> list[EmojiName]:
         ]
 
 
-def emoji_drawings(packages: Path, vendor: str, without: Counter[str]) -> Iterator[Drawing]:
-    """One vendor's drawings of the named emoji; `without[vendor]` counts those that it lacks.
+def emoji_drawings(packages: Path, vendor: Vendor, without: Counter[str]) -> Iterator[Drawing]:
+    """One vendor's drawings of the named emoji; `without[vendor.style]` counts those that it lacks.
 
-    The vendors are matched by code points: their slugs follow different editions of CLDR.
+    An emoji is found by its code points where the package lists them, for slugs follow different editions of CLDR;
+    otherwise by what it is called. A vendor may have drawn it more than once.
     """
-    folder = packages / _FOLDERS[vendor]
     listed = _json(packages / "unicode-emoji-json" / "data-by-emoji.json")
-    keys = {entry["name"]: code_points(emoji) for emoji, entry in listed.items()}
-    rasters: dict[str, Path] = {}
-    slugs: dict[str, str] = {}
-    icons: dict = {}
-    if vendor == "fluent-3d":
-        rasters = {vendor_key(file.stem): file for file in (folder / "assets").glob("*.webp")}
-    else:
-        icons = _json(folder / "icons.json")
-        slugs = {vendor_key(written): slug for written, slug in _json(folder / "chars.json").items()}
+    characters = {entry["name"]: emoji for emoji, entry in listed.items()}
+    drawn = _rasters(packages / vendor.folder) or _vectors(packages / vendor.folder)
     for entry in read_names():
-        key = keys[entry.unicode_name]
-        raster = rasters.get(key)
-        svg = iconify_svg(icons, slugs[key]) if key in slugs else None
-        if raster is None and svg is None:
-            without[vendor] += 1
-            continue
-        yield Drawing(
-            name=entry.name,
-            aliases=entry.aliases,
-            category=entry.category,
-            style=vendor,
-            stem=key,
-            title=entry.unicode_name,
-            licence=_LICENCES[vendor],
-            svg=svg,
-            raster=raster,
-        )
+        character = characters[entry.unicode_name]
+        key = code_points(character)
+        keys = [] if key in vendor.misnamed else [key, *_called(character, entry)]
+        found = next((drawn[one] for one in keys if one in drawn), [])
+        without[vendor.style] += not found
+        for number, source in enumerate(found, start=1):
+            yield Drawing(
+                name=entry.name,
+                aliases=entry.aliases,
+                category=entry.category,
+                style=vendor.style,
+                stem=key if number == 1 else f"{key}_{number}",
+                title=entry.unicode_name,
+                licence=vendor.licence,
+                svg=source if isinstance(source, str) else None,
+                raster=source if isinstance(source, Path) else None,
+            )
+
+
+def _rasters(folder: Path) -> Mapping[str, list[str | Path]]:
+    """A package's raster files by the code points that they are called by; empty if it has none."""
+    return {vendor_key(file.stem): [file] for file in (folder / "assets").glob("*.webp")}
+
+
+def _vectors(folder: Path) -> Mapping[str, list[str | Path]]:
+    """An Iconify set's SVG documents: by code points if it lists those, else by the letters of what they are called.
+
+    "cactus-1" and "cactus-2" are two drawings of one thing.
+    """
+    icons, listed = _json(folder / "icons.json"), _json(folder / "chars.json")
+    drawn: dict[str, list[str | Path]] = {}
+    if listed:
+        keys = [(vendor_key(written), slug) for written, slug in listed.items()]
+    else:
+        slugs = sorted([*icons["icons"], *icons.get("aliases", {})])
+        keys = [(_letters(re.sub(r"-\d$", "", slug)), slug) for slug in slugs]
+    for key, slug in keys:
+        if (svg := iconify_svg(icons, slug)) is not None and svg not in drawn.get(key, []):
+            drawn.setdefault(key, []).append(svg)
+    return drawn
+
+
+def _called(character: str, entry: EmojiName) -> Iterator[str]:
+    """What an emoji is called: by CLDR, and by Unicode, whose names of single characters never changed."""
+    yield _letters(entry.unicode_name)
+    single = character.removesuffix("\ufe0f")
+    if len(single) == 1:
+        yield _letters(unicodedata.name(single, entry.unicode_name))
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def code_points(emoji: str) -> str:

@@ -1,4 +1,4 @@
-"""Drawings of named things, in four styles: three emoji vendors and clip-art.
+"""Drawings of named things, in ten styles: nine emoji vendors and clip-art.
 
 `build_pictures` turns the unpacked packages (projector/data/registries.py) into trimmed PNG files with one
 index, and `load_pictures` reads it. A thing has one name in every style, so that training on some styles and
@@ -20,7 +20,8 @@ from projector.data.emoji import VENDORS, emoji_drawings
 from projector.data.rasterise import Drawing, Renderer
 from vision_lm.errors import DataError
 
-STYLES = (*VENDORS, "openclipart")
+CLIPART = "openclipart"
+STYLES = (*(vendor.style for vendor in VENDORS), CLIPART)
 INDEX = Path("pictures", "index.jsonl")
 
 
@@ -45,7 +46,7 @@ class Built:
     repeated: Mapping[str, int]  # drawings that are the same as an earlier one, pixel for pixel
     names: int
     shared_by_two: int  # names drawn in at least two styles
-    shared_by_vendors: int  # names drawn by all three emoji vendors
+    shared_by_vendors: int  # names drawn by all emoji vendors
 
     def __str__(self) -> str:
         styles = "".join(
@@ -55,7 +56,7 @@ class Built:
         )
         return (
             f"{styles}{self.names} names: {self.shared_by_two} in two styles or more, "
-            f"{self.shared_by_vendors} by all three emoji vendors"
+            f"{self.shared_by_vendors} by all emoji vendors"
         )
 
 
@@ -116,7 +117,7 @@ def build_pictures(root: Path) -> Built:
         repeated=repeated,
         names=len(styles),
         shared_by_two=sum(len(found) >= 2 for found in styles.values()),
-        shared_by_vendors=sum(found >= set(VENDORS) for found in styles.values()),
+        shared_by_vendors=sum(found >= set(STYLES) - {CLIPART} for found in styles.values()),
     )
 
 

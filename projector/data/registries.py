@@ -36,6 +36,7 @@ class Package:
     licence: str  # SPDX identifier, or the package's own words
     attribution: str  # as the package itself gives it
     holds: str
+    trained: bool = True  # or only tested on
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Licence:
     licence: str
     attribution: str
     holds: str
+    trained: bool = True  # or only tested on
 
 
 PACKAGES = (
@@ -75,6 +77,27 @@ PACKAGES = (
         licence="MIT",
         attribution="Fluent Emoji Flat by Microsoft Corporation",
         holds="flat Fluent Emoji as SVG: the style fluent-flat",
+        trained=False,
+    ),
+    *(
+        Package(
+            registry="npm",
+            name=f"@iconify-json/{name}",
+            version=version,
+            folder=name,
+            licence=licence,
+            attribution=f"{title} by {author}",
+            holds=f"{title} as SVG: {use} the style {name}",
+            trained=use == "trains",
+        )
+        for name, version, licence, title, author, use in (
+            ("noto-v1", "1.2.5", "Apache-2.0", "Noto Emoji (v1)", "Google Inc", "trains"),
+            ("emojione", "1.2.3", "CC-BY-4.0", "Emoji One (Colored)", "Emoji One", "trains"),
+            ("fxemoji", "1.2.2", "Apache-2.0", "Firefox OS Emoji", "Mozilla", "trains"),
+            ("streamline-emojis", "1.2.4", "CC-BY-4.0", "Streamline Emojis", "Streamline", "trains"),
+            ("twemoji", "1.2.5", "CC-BY-4.0", "Twitter Emoji", "Twitter", "tests"),
+            ("openmoji", "1.2.29", "CC-BY-SA-4.0", "OpenMoji", "OpenMoji", "tests"),
+        )
     ),
     Package(
         registry="npm",
@@ -110,7 +133,9 @@ PACKAGES = (
 
 LICENCES = (
     *(
-        Licence(f"{one.registry}: {one.name} {one.version}", one.licence, one.attribution, one.holds)
+        Licence(
+            f"{one.registry}: {one.name} {one.version}", one.licence, one.attribution, one.holds, one.trained
+        )
         for one in PACKAGES
     ),
     Licence(

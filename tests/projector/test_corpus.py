@@ -13,27 +13,42 @@ import pytest
 from PIL import Image
 
 from projector.data import corpus, scenes
-from projector.data.corpus import HELD_OUT_STYLE, Sizes, build_corpus
+from projector.data.corpus import (
+    HELD_OUT_HANDS,
+    HELD_OUT_STYLE,
+    MORE_HANDS,
+    TRAINED_STYLES,
+    Sizes,
+    build_corpus,
+)
 from projector.data.pictures import INDEX, STYLES
 from projector.data.samples import QA, iter_jsonl
 
-FEW = Sizes(scenes=8, drawings=1, restyled=1, textures=0, held_out_scenes=3)
+FEW = Sizes(scenes=8, drawings=1, restyled=1, hands_scenes=2, textures=0, held_out_scenes=3)
 
 
 TRAINED = ("cat", "cup", "car", "key", "hat", "tree", "ship", "shoe", "book", "drum")
+HANDS = ("rat", "oar", "bow", "urn", "jar", "fan", "bat", "log")
 HELD = ("dog", "fox", "owl", "bee", "hen", "ant", "elk", "cow", "pig", "yak")
+UNSEEN = ("ray", "pea", "gem")
 
 
 @pytest.fixture
 def drawings(tmp_path: Path) -> Path:
-    """A root with twenty drawings, half of them in the style that is held out."""
+    """A root with some drawings by those that are trained, by more hands, in the style and by a hand that are held out."""
     index = tmp_path / INDEX
     index.parent.mkdir()
-    trained = next(style for style in STYLES if style != HELD_OUT_STYLE)
+    styles = {
+        TRAINED_STYLES[0]: TRAINED,
+        MORE_HANDS[0]: HANDS,
+        HELD_OUT_STYLE: HELD,
+        HELD_OUT_HANDS[0]: UNSEEN,
+    }
     rows = []
-    for number, name in enumerate(TRAINED + HELD):
-        Image.new("RGBA", (96, 64), (number * 10, 80, 120, 255)).save(index.parent / f"{name}.png")
-        style = trained if name in TRAINED else HELD_OUT_STYLE
+    for number, (style, name) in enumerate(
+        (style, name) for style, names in styles.items() for name in names
+    ):
+        Image.new("RGBA", (96, 64), (number * 8, 80, 120, 255)).save(index.parent / f"{name}.png")
         rows.append({"name": name, "style": style, "path": f"{name}.png", "category": "thing", "aliases": []})
     index.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
@@ -64,7 +79,12 @@ def test_other_questions_leave_every_picture_as_it_is(
         file.unlink()
     after = contents(build_corpus(drawings, FEW, processes=1))
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"scenes.jsonl", "held_out/scenes.jsonl", "held_out/pairs.jsonl"}
+    assert changed == {
+        "scenes.jsonl",
+        "hands_scenes.jsonl",
+        "held_out/scenes.jsonl",
+        "held_out/pairs.jsonl",
+    }
 
 
 def test_a_build_that_was_stopped_goes_on(drawings: Path) -> None:
@@ -78,7 +98,8 @@ def test_a_build_that_was_stopped_goes_on(drawings: Path) -> None:
 
 
 def test_what_is_held_out_is_not_trained(drawings: Path) -> None:
-    """Neither the style nor the pairs of colour and shape; and the files beside the scenes show the same pictures."""
+    """Neither the style, nor the hands, nor the pairs of colour and shape; the files beside scenes show the same pictures."""
+    assert {*TRAINED_STYLES, *MORE_HANDS, HELD_OUT_STYLE, *HELD_OUT_HANDS} == set(STYLES)
     root = build_corpus(drawings, FEW, processes=2)
     asked = {path.stem: list(iter_jsonl(path)) for path in root.glob("*.jsonl")}
     held = {path.stem: list(iter_jsonl(path)) for path in (root / "held_out").glob("*.jsonl")}
@@ -88,9 +109,14 @@ def test_what_is_held_out_is_not_trained(drawings: Path) -> None:
     said = " ".join(
         turn.question + turn.answer for name in asked for one in asked[name] for turn in one.turns
     )
-    assert not set(HELD) & set(re.findall(r"\w+", said)) and set(TRAINED) & set(re.findall(r"\w+", said))
-    named = [" ".join(turn.answer for turn in one.turns) for one in held["drawings"]]
-    assert all(any(name in text for name in HELD) for text in named) and len(named) == len(HELD)
+    words = set(re.findall(r"\w+", said))
+    assert not {*HELD, *UNSEEN} & words and {*HANDS} <= words and {*TRAINED} & words
+    for file, names in (("drawings", HELD), (HELD_OUT_HANDS[0], UNSEEN)):
+        named = [" ".join(turn.answer for turn in one.turns) for one in held[file]]
+        assert all(any(name in text for name in names) for text in named) and len(named) == len(names)
+    assert not {*HANDS} & {
+        word for one in asked["scenes"] for turn in one.turns for word in turn.answer.split()
+    }
     pairs = {f"{colour} {shape}" for colour, shape in scenes.HELD_OUT_PAIRS}
     answers = [turn.answer for one in asked["naming"] for turn in one.turns]
     assert not any(pair in answer for pair in pairs for answer in answers)

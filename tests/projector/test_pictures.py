@@ -88,22 +88,35 @@ def test_bad_drawings_cost_only_themselves(renderer: Renderer) -> None:
 
 
 def packages(root: Path) -> None:
-    """Tiny packages in the layout of the real ones: three emoji in each vendor's form, and some clip-art."""
+    """Tiny packages in the layout of the real ones: three emoji in each vendor's form, and some clip-art.
+
+    Three sets list no code points: one calls the drawings by CLDR's names, one by Unicode's own, one numbers them.
+    """
     folder = root / "packages"
     shapes = {
         "cat": '<circle cx="8" cy="8" r="5"/>',
         "black-cat": '<circle cx="8" cy="8" r="5" stroke="red"/>',
         "automobile": '<rect width="9" height="5"/>',
     }
+    older = {"aubergine": '<rect width="3" height="9"/>', "pistol": '<rect width="9" height="9"/>'}
     codes = {"1F408": "cat", "1f408-200d-2b1b": "black-cat", "1F697-FE0F": "automobile"}
-    listed = {"🐈": "cat", "🐈‍⬛": "black cat", "🚗": "automobile"}
+    listed = {"🐈": "cat", "🐈‍⬛": "black cat", "🚗": "automobile", "🔫": "water pistol", "🍆": "eggplant"}
     undrawn = sorted({entry.unicode_name for entry in emoji.read_names()} - set(listed.values()))
     listed |= {chr(0xF0000 + number): name for number, name in enumerate(undrawn)}
     names = {character: {"name": name} for character, name in listed.items()}
     contents: dict[str, object] = {"unicode-emoji-json/data-by-emoji.json": names}
-    for vendor in ("noto", "fluent-emoji-flat"):
-        contents[f"{vendor}/chars.json"] = codes
-        contents[f"{vendor}/icons.json"] = {"icons": {slug: {"body": body} for slug, body in shapes.items()}}
+    spelt = {
+        "noto-v1": {"cat": "cat", "automobile": "automobile"},
+        "emojione": {"cat": "cat", "automobile": "automobile"},
+        "fxemoji": {"cat": "cat", "automobile": "automobile", "pistol": "pistol", "aubergine": "aubergine"},
+        "streamline-emojis": {"cat-1": "cat", "cat-2": "black-cat", "automobile": "automobile"},
+    }
+    for vendor in emoji.VENDORS[1:]:
+        slugs = spelt.get(vendor.folder, dict(zip(shapes, shapes, strict=True)))
+        contents[f"{vendor.folder}/chars.json"] = {} if vendor.folder in spelt else codes
+        contents[f"{vendor.folder}/icons.json"] = {
+            "icons": {slug: {"body": (shapes | older)[shape]} for slug, shape in slugs.items()}
+        }
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content))
@@ -135,7 +148,13 @@ def test_a_build_names_what_it_has_and_counts_what_it_lacks(tmp_path: Path) -> N
     packages(tmp_path)
     built = build_pictures(tmp_path)
     emoji_count = len(emoji.read_names())
-    assert built.pictures == Counter({"fluent-3d": 2, "noto": 3, "fluent-flat": 3, "openclipart": 2})
+    assert built.pictures == Counter(
+        {
+            **{"fluent-3d": 2, "openclipart": 2, "noto-v1": 2, "emojione": 2, "streamline": 3},
+            **dict.fromkeys(("noto", "fluent-flat", "twemoji", "openmoji"), 3),
+            "fxemoji": 3,  # not the pistol, which is a water pistol now
+        }
+    )
     assert built.without["fluent-3d"] == emoji_count - 2
     assert built.without["noto"] == built.without["fluent-flat"] == emoji_count - 3
     assert built.without["openclipart"] == 2  # the GPL fox, and the dog whose file is not XML
@@ -145,6 +164,7 @@ def test_a_build_names_what_it_has_and_counts_what_it_lacks(tmp_path: Path) -> N
     pictures = load_pictures(tmp_path)
     assert [picture.name for picture in pictures if picture.style == "openclipart"] == ["cat", "owl"]
     assert {picture.name for picture in load_pictures(tmp_path, ["noto"])} == {"cat", "car"}
+    assert {picture.name for picture in load_pictures(tmp_path, ["fxemoji"])} == {"cat", "car", "eggplant"}
     assert {picture.style for picture in pictures} == set(STYLES)
     for picture in pictures:
         with Image.open(picture.path) as opened:
@@ -165,5 +185,5 @@ def test_a_missing_or_damaged_index_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text('{"name": "cat"}\n')
     with pytest.raises(DataError, match="line 1"):
         load_pictures(tmp_path)
-    with pytest.raises(DataError, match="'noto2'.*fluent-3d, noto, fluent-flat, openclipart"):
+    with pytest.raises(DataError, match="'noto2'.*fluent-3d, noto, fluent-flat, .*openclipart"):
         load_pictures(tmp_path, ["noto2"])

@@ -104,6 +104,7 @@ def test_our_own_recipes_are_good(path: Path) -> None:
         "evidence": "build/mini-photographs",
         "whole": "build/mini-subject",  # the mean of those three runs' ends, with a token more
         "styles": "build/mini-landed",  # the weights embedded before
+        "hands": "build/mini-styled",  # and those after that
     }  # mini's later instruct runs
     recipe = Recipe.load(path)
     check_stage(recipe, "instruct" if stage in before else stage)  # type: ignore[arg-type]

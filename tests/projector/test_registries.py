@@ -11,6 +11,8 @@ import pytest
 
 from projector.data import registries
 from projector.data.build import build
+from projector.data.corpus import HELD_OUT_HANDS, HELD_OUT_STYLE
+from projector.data.emoji import VENDORS
 from vision_lm.errors import DataError
 
 PACKAGE = registries.Package("npm", "@some/thing", "1.0.0", "thing", "MIT", "Somebody", "things")
@@ -64,9 +66,12 @@ def test_packages_are_fetched_once_and_unpacked_whole(
 
 
 def test_every_source_has_a_permissive_licence() -> None:
-    """NOTICE is written from this list; nothing copyleft or unclear may enter it."""
+    """NOTICE is written from this list; nothing unclear may enter it, and nothing copyleft what is trained on."""
     assert {one.source.split()[1] for one in registries.LICENCES} >= {one.name for one in registries.PACKAGES}
     for one in registries.LICENCES:
         assert one.attribution
         assert one.holds
-        assert one.licence.split(";")[0] in ("MIT", "Apache-2.0", "Creative Commons Public Domain Dedication")
+        permissive = ("MIT", "Apache-2.0", "CC-BY-4.0", "Creative Commons Public Domain Dedication")
+        assert one.licence.split(";")[0] in (permissive if one.trained else (*permissive, "CC-BY-SA-4.0"))
+    tested = {one.folder for one in registries.PACKAGES if not one.trained}
+    assert tested == {one.folder for one in VENDORS if one.style in (HELD_OUT_STYLE, *HELD_OUT_HANDS)}

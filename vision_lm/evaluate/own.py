@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from projector.data import easy_vqa as package
 from projector.data.caption_objects import hallucinated, named_things
-from projector.data.corpus import CAPTION_REQUESTS, HELD_OUT_STYLE
+from projector.data.corpus import CAPTION_REQUESTS, HELD_OUT_HANDS, TRAINED_STYLES
 from projector.data.held_out import reported_part
 from projector.data.pictures import load_pictures
 from projector.data.samples import Sample, iter_jsonl
@@ -52,20 +52,32 @@ def scene_questions(path: Path) -> tuple[Item, ...]:
 def names(files: TaskFiles) -> Task:
     """Drawings in a style never trained, of things whose name was; an alias is right, too."""
     path = _held_out(files, "drawings.jsonl")
+    return Task("names", tuple(_named(files, _reported(path), "name")), Accuracy(exact), (path,), blind=True)
+
+
+def hands(files: TaskFiles) -> Task:
+    """The same of artists by whom nothing was trained, calibrated or chosen: every drawing counts."""
+    paths = {hand: _held_out(files, f"{hand}.jsonl") for hand in HELD_OUT_HANDS}
+    items = [
+        item for hand, path in paths.items() for item in _named(files, enumerate(iter_jsonl(path)), hand)
+    ]
+    return Task("hands", tuple(items), Accuracy(exact), tuple(paths.values()), blind=True)
+
+
+def _named(files: TaskFiles, samples: Iterable[tuple[int, Sample]], kind: str) -> Iterator[Item]:
+    """What each of these drawings is, where something of that name was trained."""
     aliases: dict[str, set[str]] = defaultdict(set)
     trained = set()
     for picture in load_pictures(files.data):
         aliases[picture.name] |= {picture.name, *picture.aliases}
-        if picture.style != HELD_OUT_STYLE:
+        if picture.style in TRAINED_STYLES:
             trained.add(picture.name)
-    items = []
-    for number, sample in _reported(path):
+    for number, sample in samples:
         name = next((turn.answer for turn in sample.turns if turn.kind == "name"), "")
         name = name.removeprefix("a ").removeprefix("an ")
         if name in trained:
             right = sorted({form for one in aliases[name] for form in (one, with_article(one))})
-            items.append(Item(str(number), sample.images[0], tuple(right), "What is this?", "name"))
-    return Task("names", tuple(items), Accuracy(exact), (path,), blind=True)
+            yield Item(f"{kind}/{number}", sample.images[0], tuple(right), "What is this?", kind)
 
 
 def hallucination(files: TaskFiles) -> Task:

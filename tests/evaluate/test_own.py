@@ -1,0 +1,68 @@
+"""Our own tasks as read from what a data build made: which drawings are asked about, and which names are right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from projector.data.corpus import HELD_OUT_HANDS, HELD_OUT_STYLE, TRAINED_STYLES
+from projector.data.pictures import INDEX
+from projector.data.samples import QA, Sample, write_jsonl
+from vision_lm.errors import EvaluationError
+from vision_lm.evaluate.registry import read_task
+from vision_lm.evaluate.settings import TaskFiles
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Four cats, an owl and a yak: nobody draws a yak but one whose drawings are held out."""
+    index, held_out = tmp_path / INDEX, tmp_path / "corpus" / "held_out"
+    index.parent.mkdir()
+    held_out.mkdir(parents=True)
+    drawn = {
+        TRAINED_STYLES[0]: ["cat", "owl"],
+        HELD_OUT_STYLE: ["cat"] * 4,
+        HELD_OUT_HANDS[0]: ["cat", "owl", "yak"],
+        HELD_OUT_HANDS[1]: ["owl"],
+    }
+    rows = []
+    for style, names in drawn.items():
+        samples = []
+        for number, name in enumerate(names):
+            path = held_out / f"{style}-{number}.png"
+            Image.new("RGB", (8, 8), "white").save(path)
+            aliases = ["kitten"] if name == "cat" else []
+            rows.append(
+                {"name": name, "style": style, "path": str(path), "category": None, "aliases": aliases}
+            )
+            article = "an" if name == "owl" else "a"
+            samples.append(Sample((path,), (QA("What is this?", f"{article} {name}", "name"),)))
+        file = "drawings.jsonl" if style == HELD_OUT_STYLE else f"{style}.jsonl"
+        if style not in TRAINED_STYLES:
+            write_jsonl(held_out / file, samples)
+    index.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_names_are_asked_of_what_has_a_trained_name(data: Path) -> None:
+    """An alias is right, with an article or without; a thing that was never trained is not asked about."""
+    hands = read_task("hands", TaskFiles(data=data))
+    assert [(item.kind, item.references) for item in hands.items] == [
+        (HELD_OUT_HANDS[0], ("a cat", "a kitten", "cat", "kitten")),
+        (HELD_OUT_HANDS[0], ("an owl", "owl")),
+        (HELD_OUT_HANDS[1], ("an owl", "owl")),
+    ]
+    assert len({item.id for item in hands.items}) == 3
+    names = read_task("names", TaskFiles(data=data))
+    assert len(names.items) == 3  # the first of four is for calibration
+
+
+def test_a_build_without_a_file_is_named(data: Path) -> None:
+    """One line: which file, and what makes it."""
+    missing = data / "corpus" / "held_out" / f"{HELD_OUT_HANDS[1]}.jsonl"
+    missing.unlink()
+    with pytest.raises(EvaluationError, match=f"lacks {missing}; `vision-lm data build"):
+        read_task("hands", TaskFiles(data=data))
