@@ -19,7 +19,7 @@ COPY --from=build /wheels /wheels
 ARG PIP_EXTRA_INDEX_URL=
 # The compiler is for the processor's kernels, built when the first model is loaded.
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
-RUN pip install --no-cache-dir "$(ls /wheels/*.whl)[serve]" && rm -r /wheels \
+RUN pip install --no-cache-dir "$(ls /wheels/*.whl)[serve,cuda]" && rm -r /wheels \
     && useradd --create-home --uid 10001 service
 USER service
 ENV PYTHONUNBUFFERED=1

