@@ -95,16 +95,20 @@ def test_a_long_prompt_does_not_hold_up_those_that_decode(decoder: TorchDecoder)
     """While 200 tokens are prefilled ten at a time, a stream that runs gets a token in every step."""
     engine = engine_of(decoder, chunk=10)
     sizes: list[tuple[int, int]] = []
-    run = engine.runner.run
+    run, both = engine.runner.run, threading.Event()
 
     def watched(spans: Any) -> Any:
+        if sizes:
+            both.wait()  # the stream goes on when the long prompt is there
         sizes.append((sum(span.count == 1 for span in spans), sum(s.count for s in spans if s.count > 1)))
         return run(spans)
 
     engine.runner.run = watched  # type: ignore[method-assign]
     running = iter(engine.submit(Prompt([5, 6, 7]), Sampling(max_tokens=100)))
     next(running)
-    engine.submit(Prompt([n % 80 for n in range(200)]), Sampling(max_tokens=1)).result()
+    long = engine.submit(Prompt([n % 80 for n in range(200)]), Sampling(max_tokens=1))
+    both.set()
+    long.result()
     running.close()
     prefills = [one for one in sizes[1:] if one[1]]
     assert len(prefills) >= 20

@@ -118,7 +118,8 @@ engine = Engine(decoder, lambda images: [], -1)
 engine.generate([Prompt([1, 2])], Sampling(max_tokens=2))
 if {at_work}:
     ticket = engine.submit(Prompt([1, 2, 3]), Sampling(max_tokens=4000, temperature=50.0, seed=1))
-    next(iter(ticket))
+    stream = iter(ticket)  # which would cancel the request if nobody held it
+    next(stream)
 print(time.time())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
@@ -150,9 +151,9 @@ def test_one_thread_computes_all_and_ends_with_its_engine(
     gone = weakref.ref(engine)
     del engine
     gc.collect()
-    assert gone() is None
     first.join(timeout=20)
     assert not first.is_alive()
+    assert gone() is None
 
 
 def test_an_engine_that_is_dropped_at_work_ends_too(

@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.batch.conftest import Answer, draw, draw_many, json_rows, untimed
+from vision_lm.batch import pipeline, records
 from vision_lm.errors import BatchError
 
 PICTURES, KILLS = 100, 4
@@ -161,6 +163,25 @@ def test_ctrl_c_keeps_what_is_answered(commands: Commands, many: Path, tmp_path:
     commands.run(*batch(many, out))
     assert "kept from an earlier run" in commands.log.read_text()
     assert len(json_rows(out)) == PICTURES
+
+
+def test_an_interrupt_while_rows_are_written_loses_none(
+    answer: Answer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half-written ones are taken back and written again before the end."""
+    write, written = records.result_row, []
+
+    def interrupted(result: records.Result) -> Any:
+        written.append(result)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return write(result)
+
+    monkeypatch.setattr(records, "result_row", interrupted)
+    monkeypatch.setattr(pipeline, "COMMIT_SECONDS", 600)  # all six at once
+    with pytest.raises(KeyboardInterrupt):
+        answer(photos, tmp_path / "out.jsonl")
+    assert answer(photos, tmp_path / "out.jsonl").kept == 6
 
 
 def test_only_what_changed_is_answered_again(answer: Answer, photos: Path, tmp_path: Path) -> None:

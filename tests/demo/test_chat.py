@@ -232,7 +232,7 @@ def test_a_batch_that_is_left_stops(files: list[Path]) -> None:
     told, stop = Told(waits=threading.Event()), threading.Event()
     progress = run(told, files * 20, Job(SETTINGS, question="What?"), stop)
     assert next(progress).rows == ()
-    threading.Timer(0.2, told.waits.set).start()  # type: ignore[union-attr]
+    threading.Thread(target=lambda: (stop.wait(30), told.waits.set())).start()  # type: ignore[union-attr]
     progress.close()  # type: ignore[attr-defined]
     assert stop.is_set() and len(told.asked) < 60
 

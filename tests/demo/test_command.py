@@ -18,7 +18,7 @@ import demo.page
 from demo.arguments import AUTH_VARIABLE
 from demo.in_process import InProcess
 from demo.launch import free_port, opened, own_folder
-from tests.server.conftest import until
+from tests.patience import until
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.cli import main
 from vision_lm.model import VisionLM

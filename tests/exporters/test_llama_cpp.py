@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.conftest import random_checkpoint, text_config
 from tests.exporters.tiny_siglip import SIGLIP
+from tests.patience import until
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.cli import main
 from vision_lm.errors import ExportError
@@ -153,7 +154,7 @@ def test_nothing_is_left_behind(siglip: Checkpoint, tmp_path: Path) -> None:
             assert threads() > before
             signal.raise_signal(signal.SIGINT)
         assert heard
-        assert threads() <= before
+        until(lambda: threads() <= before)  # one that was joined may be counted a moment longer
         (out / LANGUAGE).write_bytes((out / LANGUAGE).read_bytes()[:1000])
         with pytest.raises(ExportError, match="does not load it") as caught, llama_cpp(out, token, 16):
             pass

@@ -8,7 +8,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ import uvicorn
 from PIL import Image
 
 from tests.conftest import VIT, random_checkpoint, text_config
+from tests.patience import until
 from vision_lm.checkpoint import Checkpoint
 from vision_lm.model import VisionLM
 from vision_lm.server.app import create_app
@@ -64,14 +65,6 @@ def running(models: Mapping[str, VisionLM], settings: Settings | None = None) ->
         thread.join(30)
         listener.close()
         assert not thread.is_alive()
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    """Wait for it."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

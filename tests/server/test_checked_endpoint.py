@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-import time
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import scripted
-from tests.server.conftest import Running, refusal, running, until
+from tests.patience import until
+from tests.server.conftest import Running, refusal, running
 from vision_lm import pictures
 from vision_lm.checkpoint import Checkpoint
 from vision_lm.images import open_image
@@ -32,8 +34,21 @@ WRITTEN = 17  # tokens of the caption
 LOOK = 0.5  # seconds of a step of the second look
 
 
+@dataclass
+class Look:
+    """How long a step of the second look takes, unless it is told to hurry."""
+
+    seconds: float = LOOK
+    hurry: threading.Event = field(default_factory=threading.Event)
+
+
 @pytest.fixture
-def naming(vit_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> VisionLM:
+def look() -> Look:
+    return Look()
+
+
+@pytest.fixture
+def naming(vit_checkpoint: Checkpoint, look: Look, monkeypatch: pytest.MonkeyPatch) -> VisionLM:
     """Says the script at once, and takes its time for questions about it."""
     vlm = VisionLM(scripted(vit_checkpoint, SCRIPT), device="cpu")
     submit, run = vlm.submit, vlm.engine.runner.run
@@ -45,7 +60,8 @@ def naming(vit_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Visio
         return submit(turns, *rest)
 
     def slowly(*arguments: Any) -> Any:
-        time.sleep(LOOK if asked.endswith("?") else 0)
+        if asked.endswith("?"):
+            look.hurry.wait(look.seconds)
         return run(*arguments)
 
     monkeypatch.setattr(vlm, "submit", submitted)
@@ -97,7 +113,7 @@ def test_it_counts_as_the_answers_that_it_is(vlm: VisionLM, data_url: str) -> No
 def test_nobody_waits_for_it(naming: VisionLM, data_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that hangs up in the second look, or the service's own time: what was not asked yet never is."""
     monkeypatch.setattr(second_look, "AT_ONCE", 2)
-    with running({"naming": naming}, Settings(timeout=2 * LOOK)) as server:
+    with running({"naming": naming}, Settings(timeout=1.5 * LOOK)) as server:
         asked, stats = {"image": data_url, "checked": True}, naming.engine.stats
         for hangs_up in (True, False):
             before = stats.generated_tokens
@@ -106,18 +122,20 @@ def test_nobody_waits_for_it(naming: VisionLM, data_url: str, monkeypatch: pytes
                     httpx.post(server.url + "/v1/caption", json=asked, timeout=LOOK)
             else:
                 late = refusal(server.client.post("/v1/caption", json=asked), 504)
-                assert f"not complete after {2 * LOOK:g} s" in late["message"]
+                assert f"not complete after {1.5 * LOOK:g} s" in late["message"]
             until(lambda: server.app.state.service.admission.taken == 0, 20)
             until(lambda: not naming.engine.scheduler.busy and naming.engine.pages.used == 0, 10)
             assert stats.generated_tokens - before < WRITTEN + 2 * len(NAMED)
 
 
-def test_it_is_finished_before_the_end(naming: VisionLM, data_url: str) -> None:
+def test_it_is_finished_before_the_end(naming: VisionLM, look: Look, data_url: str) -> None:
     """SIGTERM in the middle of the second look: nothing new begins, and this one is answered."""
+    look.seconds = 60
     with running({"naming": naming}) as server, ThreadPoolExecutor(1) as threads:
         asked = {"image": data_url, "checked": True}
         answer = threads.submit(httpx.post, server.url + "/v1/caption", json=asked, timeout=60)
         until(lambda: naming.engine.stats.generated_tokens >= WRITTEN)
         server.server.handle_exit(signal.SIGTERM, None)
         assert refusal(server.client.post("/v1/caption", json=asked), 503)["code"] == "draining"
+        look.hurry.set()
         assert answer.result().json()["unconfirmed"] == NAMED

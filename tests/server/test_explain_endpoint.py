@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.server.conftest import QUESTION, Running, asked, refusal, running, until
+from tests.patience import until
+from tests.server.conftest import QUESTION, Running, asked, refusal, running
 from vision_lm.answerer import ANSWER_TOKENS
 from vision_lm.explain import explain
 from vision_lm.model import VisionLM

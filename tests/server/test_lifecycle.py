@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.conftest import LONG, QUESTION, asked, events, refusal, running, until
+from tests.patience import until
+from tests.server.conftest import LONG, QUESTION, asked, events, refusal, running
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.cli import main
 from vision_lm.model import VisionLM
@@ -43,11 +44,10 @@ def test_beyond_the_queue_limit_429_at_once(slow: VisionLM) -> None:
         for thread in threads:
             thread.start()
         until(lambda: server.app.state.service.admission.taken == 3)
-        start = time.monotonic()
         refused = server.client.post(CHAT, json=long_chat())
         assert "at most 3 may be" in refusal(refused, 429)["message"]
         assert refused.headers["retry-after"] == "1"
-        assert time.monotonic() - start < 1
+        assert not done  # it waited for none of them
         assert server.client.get("/healthz").status_code == 200  # which is no work
         for thread in threads:
             thread.join()
@@ -91,9 +91,9 @@ def test_a_client_that_leaves_before_its_picture_is_read(slow: VisionLM, data_ur
 
 def test_a_request_has_a_time(slow: VisionLM) -> None:
     """Whole it is 504; a stream ends with an error; either way the engine stops."""
-    with running({"slow": slow}, Settings(timeout=0.5)) as server:
+    with running({"slow": slow}, Settings(timeout=2)) as server:
         whole = server.client.post(CHAT, json=long_chat(max_tokens=1000))
-        assert "not complete after 0.5 s" in refusal(whole, 504)["message"]
+        assert "not complete after 2 s" in refusal(whole, 504)["message"]
         stream = events(server.client.post(CHAT, json=long_chat(max_tokens=1000, stream=True)))
         assert stream[-1]["error"]["code"] == "timeout"
         assert stream[1]["choices"][0]["delta"]["content"]
@@ -166,7 +166,7 @@ def test_sigterm_drains(folder: Path) -> None:
     key = "the-key-of-this-test"
     command = [sys.executable, "-m", "vision_lm", "serve", "--model", f"endless={folder}", "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--device", "cpu", "--max-tokens", "3000"],
+        [*command, "--device", "cpu", "--max-tokens", "3000", "--drain-timeout", "300"],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"VISION_LM_API_KEY": key},

@@ -11,7 +11,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.conftest import Running, asked, events, refusal, running, until
+from tests.patience import until
+from tests.server.conftest import Running, asked, events, refusal, running
 from vision_lm.model import VisionLM
 from vision_lm.server.log_lines import JSONLines
 

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.server.conftest import QUESTION, asked, refusal, until
+from tests.patience import until
+from tests.server.conftest import QUESTION, asked, refusal
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.cli import main
 from vision_lm.errors import BatchError, RequestError

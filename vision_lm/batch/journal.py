@@ -60,15 +60,14 @@ class Journal:
             if overwrite:
                 self._forget()
             if not self._rows("SELECT 1 FROM sqlite_master LIMIT 1"):
-                self._execute("BEGIN IMMEDIATE")
-                for statement in filter(str.strip, SCHEMA.split(";")):
-                    self._execute(statement)
                 about: dict[str, Any] = {"format": FORMAT, "run": 0, "settings": dict(identity)}
-                self._connection.executemany(
-                    "INSERT INTO about VALUES (?, ?)",
-                    [(key, json.dumps(value)) for key, value in about.items()],
-                )
-                self._execute("COMMIT")
+                with self._transaction():
+                    for statement in filter(str.strip, SCHEMA.split(";")):
+                        self._execute(statement)
+                    self._connection.executemany(
+                        "INSERT INTO about VALUES (?, ?)",
+                        [(key, json.dumps(value)) for key, value in about.items()],
+                    )
             about = {key: json.loads(value) for key, value in self._rows("SELECT key, value FROM about")}
         if about["format"] != FORMAT:
             raise BatchError(
@@ -102,26 +101,19 @@ class Journal:
             f"ON CONFLICT (key) DO UPDATE SET {update}, done = NULL WHERE run != excluded.run"
         )
         position = again = 0
-        with self._faults():
-            self._execute("BEGIN IMMEDIATE")
-            try:
-                # What failed is tried again.
-                nothing = ", ".join(f"{one} = NULL" for one in RESULT.split(", "))
-                self._execute(f"UPDATE pictures SET {nothing} WHERE error IS NOT NULL")
-                for item, asked in pictures:
-                    row = records.planned_row(item, asked, position)
-                    if self._execute(statement, (*row, self.run)).rowcount:
-                        position += 1
-                    else:
-                        again += 1
-                self._refuse_to_leave_out()
-                self._execute("DELETE FROM pictures WHERE run != ? AND answers IS NULL", (self.run,))
-                self._execute("UPDATE about SET value = ? WHERE key = 'run'", (json.dumps(self.run),))
-                self._execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._execute("ROLLBACK")
-                raise
+        with self._transaction():
+            # What failed is tried again.
+            nothing = ", ".join(f"{one} = NULL" for one in RESULT.split(", "))
+            self._execute(f"UPDATE pictures SET {nothing} WHERE error IS NOT NULL")
+            for item, asked in pictures:
+                row = records.planned_row(item, asked, position)
+                if self._execute(statement, (*row, self.run)).rowcount:
+                    position += 1
+                else:
+                    again += 1
+            self._refuse_to_leave_out()
+            self._execute("DELETE FROM pictures WHERE run != ? AND answers IS NULL", (self.run,))
+            self._execute("UPDATE about SET value = ? WHERE key = 'run'", (json.dumps(self.run),))
         return position, again
 
     def _refuse_to_leave_out(self) -> None:
@@ -165,13 +157,11 @@ class Journal:
     def record(self, results: Iterable[tuple[bytes, Result]]) -> None:
         """These are done, in one transaction: once it returns, they outlive a kill and a power cut."""
         update = ", ".join(f"{one} = ?" for one in RESULT.split(", "))
-        with self._faults():
-            self._execute("BEGIN IMMEDIATE")
+        with self._transaction():
             for key, result in results:
                 self._count += 1
                 values = (*records.result_row(result), self._count, key)
                 self._execute(f"UPDATE pictures SET {update}, done = ? WHERE key = ?", values)
-            self._execute("COMMIT")
 
     def done(self, order: Order, after: int) -> Iterator[Done]:
         """What is done in this run beyond `after`, a position or a `Done.done`; by position it ends at a gap."""
@@ -245,6 +235,19 @@ class Journal:
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._faults():
             return self._execute(statement, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it or nothing, whatever comes between: a fault, or an interrupt from the keyboard."""
+        with self._faults():
+            try:
+                self._execute("BEGIN IMMEDIATE")
+                yield
+                self._execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._execute("ROLLBACK")
+                raise
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

@@ -83,7 +83,8 @@ class RemoteEngine(AnyEngine):
         self._outbox.put((number, prompt, sampling))
 
         def cancel() -> None:  # must not hold the ticket
-            if self._mailboxes and number in self._mailboxes:
+            mailboxes = self._mailboxes  # none once the engine is gone
+            if mailboxes and number in mailboxes:
                 self._outbox.put(number)
 
         return Ticket(mailbox, cancel)

@@ -112,7 +112,9 @@ class Ticket:
         """The same for asyncio; afterwards `await` the ticket for the whole."""
         mailbox = self.mailbox
         with self._reading() as news:
-            while mailbox.tokens or not mailbox.ended.is_set():
+            while (
+                not mailbox.ended.is_set() or mailbox.tokens
+            ):  # in this order: the last tokens come before the end
                 while mailbox.tokens:
                     yield mailbox.tokens.popleft()
                 if not mailbox.ended.is_set():

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,13 +68,13 @@ class EngineProcess:
     def close(self) -> None:
         """End it; what it was at is given up."""
         self.closing = True
+        killer = threading.Timer(LAST_SECONDS, self._process.kill)
+        killer.daemon = True
+        killer.start()
         with contextlib.suppress(OSError):
-            self.to_engine.close()
-        try:
-            self._process.wait(LAST_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.to_engine.close()  # waits for one who writes to an engine that does not read
+        self._process.wait()
+        killer.cancel()
 
 
 def main() -> None:
