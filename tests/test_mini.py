@@ -26,7 +26,11 @@ def mini() -> VisionLM:
     [
         ("cat.jpg", ("cat",)),
         ("coffee.jpg", ("coffee", "espresso", "cup")),
-        ("rocket.jpg", ("rocket", "missile", "shuttle")),  # all but a tie with an oil rig: docs/mini.md
+        pytest.param(
+            "rocket.jpg",
+            ("rocket", "missile", "shuttle"),
+            marks=pytest.mark.xfail(strict=True, reason="all but a tie with an oil rig: docs/mini.md"),
+        ),
         ("astronaut.jpg", ("person", "astronaut", "space suit")),
     ],
 )
