@@ -37,7 +37,7 @@ from projector.data.textures import texture
 from vision_lm.config import PromptConfig
 from vision_lm.prompts import CaptionLength
 
-TRAINED_STYLES = ("fluent-3d", "noto", "openclipart")  # of scenes and drawings
+SCENE_STYLES = ("fluent-3d", "noto", "openclipart")  # of scenes, drawings and restyled ones
 MORE_HANDS = ("noto-v1", "emojione", "fxemoji", "streamline")
 HELD_OUT_STYLE = "fluent-flat"
 HELD_OUT_HANDS = ("twemoji", "openmoji")
@@ -68,14 +68,19 @@ class Sizes:
 def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
     """Write the corpus of the pictures under `root` to root/corpus; → that folder."""
     out = root / "corpus"
-    trained = TRAINED_STYLES
     jobs: list[tuple[Path, list[Callable[[], list[Part]]]]] = [
         (
             out / "scenes.jsonl",
-            _units(_scenes, sizes.scenes, out / "scenes", root, trained, "avoid", "train"),
+            _units(_scenes, sizes.scenes, out / "scenes", root, SCENE_STYLES, "avoid", "train"),
         ),
-        (out / "drawings.jsonl", _drawing_units(_drawings, root, out / "drawings", trained, sizes.drawings)),
-        (out / "restyled.jsonl", _drawing_units(_restyled, root, out / "restyled", trained, sizes.restyled)),
+        (
+            out / "drawings.jsonl",
+            _drawing_units(_drawings, root, out / "drawings", SCENE_STYLES, sizes.drawings),
+        ),
+        (
+            out / "restyled.jsonl",
+            _drawing_units(_restyled, root, out / "restyled", SCENE_STYLES, sizes.restyled),
+        ),
         (out / "hands.jsonl", _drawing_units(_drawings, root, out / "hands", MORE_HANDS, sizes.drawings)),
         (
             out / "hands_scenes.jsonl",
@@ -92,7 +97,7 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
                 sizes.held_out_scenes,
                 out / "held_out" / "scenes",
                 root,
-                trained,
+                SCENE_STYLES,
                 "ignore",
                 "held out",
             ),

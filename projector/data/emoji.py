@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from projector.data.rasterise import Drawing
+from projector.data.registries import PACKAGES
 from vision_lm.errors import DataError
 
 NAMES = Path(__file__).with_name("emoji_names.tsv")
@@ -31,27 +32,26 @@ class Vendor:
 
     style: str
     folder: str  # under DIR/packages
-    licence: str
     misnamed: frozenset[str] = frozenset()  # code points whose name means something else there
 
 
-_PISTOL, _LAPTOP, _CRICKET, _TURKEY = "1f52b", "1f4bb", "1f997", "1f983"
+_PISTOL = "1f52b"  # a water pistol now
+_LAPTOP = "1f4bb"  # a personal computer, as they were then
+_CRICKET = "1f997"  # the game
+_TURKEY = "1f983"  # the country's flag
 
 VENDORS = (
-    Vendor("fluent-3d", "fluent-emoji-3d", "MIT"),
-    Vendor("noto", "noto", "Apache-2.0"),
-    Vendor("fluent-flat", "fluent-emoji-flat", "MIT"),
-    Vendor("noto-v1", "noto-v1", "Apache-2.0", frozenset({_PISTOL, _CRICKET})),  # no water pistol; the game
-    Vendor("emojione", "emojione", "CC-BY-4.0", frozenset({_PISTOL, _CRICKET})),
-    Vendor(
-        "fxemoji", "fxemoji", "Apache-2.0", frozenset({_PISTOL, _LAPTOP})
-    ),  # a personal computer of its time
-    Vendor(
-        "streamline", "streamline-emojis", "CC-BY-4.0", frozenset({_PISTOL, _TURKEY})
-    ),  # the country's flag
-    Vendor("twemoji", "twemoji", "CC-BY-4.0"),
-    Vendor("openmoji", "openmoji", "CC-BY-SA-4.0"),
+    Vendor("fluent-3d", "fluent-emoji-3d"),
+    Vendor("noto", "noto"),
+    Vendor("fluent-flat", "fluent-emoji-flat"),
+    Vendor("noto-v1", "noto-v1", frozenset({_PISTOL, _CRICKET})),
+    Vendor("emojione", "emojione", frozenset({_PISTOL, _CRICKET})),
+    Vendor("fxemoji", "fxemoji", frozenset({_PISTOL, _LAPTOP})),
+    Vendor("streamline", "streamline-emojis", frozenset({_PISTOL, _TURKEY})),
+    Vendor("twemoji", "twemoji"),
+    Vendor("openmoji", "openmoji"),
 )
+_LICENCES = {package.folder: package.licence for package in PACKAGES}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def emoji_drawings(packages: Path, vendor: Vendor, without: Counter[str]) -> Ite
                 style=vendor.style,
                 stem=key if number == 1 else f"{key}_{number}",
                 title=entry.unicode_name,
-                licence=vendor.licence,
+                licence=_LICENCES[vendor.folder],
                 svg=source if isinstance(source, str) else None,
                 raster=source if isinstance(source, Path) else None,
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from projector.data.corpus import HELD_OUT_HANDS, HELD_OUT_STYLE, TRAINED_STYLES
+from projector.data.corpus import HELD_OUT_HANDS, HELD_OUT_STYLE, SCENE_STYLES
 from projector.data.pictures import INDEX
 from projector.data.samples import QA, Sample, write_jsonl
 from vision_lm.errors import EvaluationError
@@ -23,7 +23,7 @@ def data(tmp_path: Path) -> Path:
     index.parent.mkdir()
     held_out.mkdir(parents=True)
     drawn = {
-        TRAINED_STYLES[0]: ["cat", "owl"],
+        SCENE_STYLES[0]: ["cat", "owl"],
         HELD_OUT_STYLE: ["cat"] * 4,
         HELD_OUT_HANDS[0]: ["cat", "owl", "yak"],
         HELD_OUT_HANDS[1]: ["owl"],
@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
             article = "an" if name == "owl" else "a"
             samples.append(Sample((path,), (QA("What is this?", f"{article} {name}", "name"),)))
         file = "drawings.jsonl" if style == HELD_OUT_STYLE else f"{style}.jsonl"
-        if style not in TRAINED_STYLES:
+        if style not in SCENE_STYLES:
             write_jsonl(held_out / file, samples)
     index.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path

@@ -17,7 +17,7 @@ from projector.data.corpus import (
     HELD_OUT_HANDS,
     HELD_OUT_STYLE,
     MORE_HANDS,
-    TRAINED_STYLES,
+    SCENE_STYLES,
     Sizes,
     build_corpus,
 )
@@ -39,7 +39,7 @@ def drawings(tmp_path: Path) -> Path:
     index = tmp_path / INDEX
     index.parent.mkdir()
     styles = {
-        TRAINED_STYLES[0]: TRAINED,
+        SCENE_STYLES[0]: TRAINED,
         MORE_HANDS[0]: HANDS,
         HELD_OUT_STYLE: HELD,
         HELD_OUT_HANDS[0]: UNSEEN,
@@ -99,7 +99,7 @@ def test_a_build_that_was_stopped_goes_on(drawings: Path) -> None:
 
 def test_what_is_held_out_is_not_trained(drawings: Path) -> None:
     """Neither the style, nor the hands, nor the pairs of colour and shape; the files beside scenes show the same pictures."""
-    assert {*TRAINED_STYLES, *MORE_HANDS, HELD_OUT_STYLE, *HELD_OUT_HANDS} == set(STYLES)
+    assert {*SCENE_STYLES, *MORE_HANDS, HELD_OUT_STYLE, *HELD_OUT_HANDS} == set(STYLES)
     root = build_corpus(drawings, FEW, processes=2)
     asked = {path.stem: list(iter_jsonl(path)) for path in root.glob("*.jsonl")}
     held = {path.stem: list(iter_jsonl(path)) for path in (root / "held_out").glob("*.jsonl")}

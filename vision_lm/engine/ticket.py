@@ -112,9 +112,8 @@ class Ticket:
         """The same for asyncio; afterwards `await` the ticket for the whole."""
         mailbox = self.mailbox
         with self._reading() as news:
-            while (
-                not mailbox.ended.is_set() or mailbox.tokens
-            ):  # in this order: the last tokens come before the end
+            # Asked in this order: the last tokens come before the end.
+            while not mailbox.ended.is_set() or mailbox.tokens:
                 while mailbox.tokens:
                     yield mailbox.tokens.popleft()
                 if not mailbox.ended.is_set():

@@ -10,7 +10,7 @@ import numpy as np
 
 from projector.data import easy_vqa as package
 from projector.data.caption_objects import hallucinated, named_things
-from projector.data.corpus import CAPTION_REQUESTS, HELD_OUT_HANDS, TRAINED_STYLES
+from projector.data.corpus import CAPTION_REQUESTS, HELD_OUT_HANDS, MORE_HANDS, SCENE_STYLES
 from projector.data.held_out import reported_part
 from projector.data.pictures import load_pictures
 from projector.data.samples import Sample, iter_jsonl
@@ -58,26 +58,27 @@ def names(files: TaskFiles) -> Task:
 def hands(files: TaskFiles) -> Task:
     """The same of artists by whom nothing was trained, calibrated or chosen: every drawing counts."""
     paths = {hand: _held_out(files, f"{hand}.jsonl") for hand in HELD_OUT_HANDS}
-    items = [
-        item for hand, path in paths.items() for item in _named(files, enumerate(iter_jsonl(path)), hand)
-    ]
+    items: list[Item] = []
+    for hand, path in paths.items():
+        samples = ((f"{hand}/{number}", sample) for number, sample in enumerate(iter_jsonl(path)))
+        items += _named(files, samples, hand)
     return Task("hands", tuple(items), Accuracy(exact), tuple(paths.values()), blind=True)
 
 
-def _named(files: TaskFiles, samples: Iterable[tuple[int, Sample]], kind: str) -> Iterator[Item]:
+def _named(files: TaskFiles, samples: Iterable[tuple[int | str, Sample]], kind: str) -> Iterator[Item]:
     """What each of these drawings is, where something of that name was trained."""
     aliases: dict[str, set[str]] = defaultdict(set)
     trained = set()
     for picture in load_pictures(files.data):
         aliases[picture.name] |= {picture.name, *picture.aliases}
-        if picture.style in TRAINED_STYLES:
+        if picture.style in SCENE_STYLES + MORE_HANDS:
             trained.add(picture.name)
-    for number, sample in samples:
+    for place, sample in samples:
         name = next((turn.answer for turn in sample.turns if turn.kind == "name"), "")
         name = name.removeprefix("a ").removeprefix("an ")
         if name in trained:
             right = sorted({form for one in aliases[name] for form in (one, with_article(one))})
-            yield Item(f"{kind}/{number}", sample.images[0], tuple(right), "What is this?", kind)
+            yield Item(str(place), sample.images[0], tuple(right), "What is this?", kind)
 
 
 def hallucination(files: TaskFiles) -> Task:
