@@ -7,6 +7,8 @@
     drawings.jsonl   one emoji or clip-art drawing a picture, on any ground
     restyled.jsonl   the same drawings in the manner of other artists
     hands.jsonl      the drawings of more hands, as in drawings.jsonl
+    hands_restyled.jsonl  the same in the manner of other artists
+    line_art.jsonl   drawings in one ink, as lines, coloured in, and as buttons
     hands_scenes.jsonl, hands_scenes_naming.jsonl, …  scenes of their cut-outs, and the files beside them
     textures.jsonl   busy pictures of nothing, which lend their patches to class evidence
     easy_vqa.jsonl   easy-VQA's train split
@@ -29,16 +31,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from projector.data import drawings, easy_vqa, scenes
+from projector.data.line_art import drawn_in_ink
 from projector.data.pictures import Picture, load_pictures
 from projector.data.restyle import restyle, without_colour_names
 from projector.data.samples import QA, Sample, write_jsonl
 from projector.data.scenes import HeldOut, Scene, Sprite
 from projector.data.textures import texture
+from projector.data.vendors import LINE_VENDORS
 from vision_lm.config import PromptConfig
 from vision_lm.prompts import CaptionLength
 
 SCENE_STYLES = ("fluent-3d", "noto", "openclipart")  # of scenes, drawings and restyled ones
 MORE_HANDS = ("noto-v1", "emojione", "fxemoji", "streamline")
+LINE_HANDS = tuple(vendor.style for vendor in LINE_VENDORS)
 HELD_OUT_STYLE = "fluent-flat"
 HELD_OUT_HANDS = ("twemoji", "openmoji")
 UNIT = 200  # pictures to a unit of work
@@ -82,6 +87,16 @@ def build_corpus(root: Path, sizes: Sizes, processes: int = 2) -> Path:
             _drawing_units(_restyled, root, out / "restyled", SCENE_STYLES, sizes.restyled),
         ),
         (out / "hands.jsonl", _drawing_units(_drawings, root, out / "hands", MORE_HANDS, sizes.drawings)),
+        (
+            out / "hands_restyled.jsonl",
+            _drawing_units(_restyled, root, out / "hands_restyled", MORE_HANDS, sizes.restyled),
+        ),
+        (
+            out / "line_art.jsonl",
+            _drawing_units(
+                partial(_restyled, manner=drawn_in_ink), root, out / "line_art", LINE_HANDS, sizes.drawings
+            ),
+        ),
         (
             out / "hands_scenes.jsonl",
             _units(_scenes, sizes.hands_scenes, out / "hands_scenes", root, MORE_HANDS, "avoid", "hands"),
@@ -244,7 +259,14 @@ def _drawings(folder: Path, root: Path, styles: Sequence[str], copies: int, star
     return parts
 
 
-def _restyled(folder: Path, root: Path, styles: Sequence[str], copies: int, start: int) -> list[Part]:
+def _restyled(
+    folder: Path,
+    root: Path,
+    styles: Sequence[str],
+    copies: int,
+    start: int,
+    manner: Callable[[Image.Image, random.Random], Image.Image] = restyle,
+) -> list[Part]:
     """One unit of the same drawings in other manners, but for those that are called by their colours."""
     rng = random.Random(f"restyled/{'+'.join(styles)}/{start}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -258,7 +280,7 @@ def _restyled(folder: Path, root: Path, styles: Sequence[str], copies: int, star
             cut_out = file.convert("RGBA")
         for copy in range(copies):
             path = folder / f"{number:05d}-{copy}.png"
-            drawings.place(restyle(cut_out, rng), SIZE, rng).save(path, compress_level=1)
+            drawings.place(manner(cut_out, rng), SIZE, rng).save(path, compress_level=1)
             asked = tuple(drawings.turns(named, colourless, CAPTION_REQUESTS, rng))
             parts.append(Part("", Sample((path,), asked)))
     return parts

@@ -1,11 +1,8 @@
-"""The emoji that show a thing, as nine vendors draw them, under the names that people use.
+"""The emoji that show a thing, as each vendor draws them, under the names that people use.
 
 `emoji_names.tsv` says which emoji and what they are called: CLDR's "hot beverage" is a cup of coffee, and
 a cat's face is a cat. It leaves out flags, letters, arrows, signs, skin tones, and the men and women of each
 trade.
-
-The two Fluent styles are one designer's drawings, modelled and flat, and Noto's first edition is a kin of its second:
-all others are other hands.
 """
 
 from __future__ import annotations
@@ -21,36 +18,12 @@ from pathlib import Path
 
 from projector.data.rasterise import Drawing
 from projector.data.registries import PACKAGES
+from projector.data.vendors import Vendor
 from vision_lm.errors import DataError
 
 NAMES = Path(__file__).with_name("emoji_names.tsv")
 
 
-@dataclass(frozen=True)
-class Vendor:
-    """One hand's drawings of the emoji: what their style is called here, and which package holds them."""
-
-    style: str
-    folder: str  # under DIR/packages
-    misnamed: frozenset[str] = frozenset()  # code points whose name means something else there
-
-
-_PISTOL = "1f52b"  # a water pistol now
-_LAPTOP = "1f4bb"  # a personal computer, as they were then
-_CRICKET = "1f997"  # the game
-_TURKEY = "1f983"  # the country's flag
-
-VENDORS = (
-    Vendor("fluent-3d", "fluent-emoji-3d"),
-    Vendor("noto", "noto"),
-    Vendor("fluent-flat", "fluent-emoji-flat"),
-    Vendor("noto-v1", "noto-v1", frozenset({_PISTOL, _CRICKET})),
-    Vendor("emojione", "emojione", frozenset({_PISTOL, _CRICKET})),
-    Vendor("fxemoji", "fxemoji", frozenset({_PISTOL, _LAPTOP})),
-    Vendor("streamline", "streamline-emojis", frozenset({_PISTOL, _TURKEY})),
-    Vendor("twemoji", "twemoji"),
-    Vendor("openmoji", "openmoji"),
-)
 _LICENCES = {package.folder: package.licence for package in PACKAGES}
 
 
@@ -90,7 +63,7 @@ def emoji_drawings(packages: Path, vendor: Vendor, without: Counter[str]) -> Ite
     for entry in read_names():
         character = characters[entry.unicode_name]
         key = code_points(character)
-        keys = [] if key in vendor.misnamed else [key, *_called(character, entry)]
+        keys = [] if entry.unicode_name in vendor.misnamed else [key, *_called(character, entry)]
         found = next((drawn[one] for one in keys if one in drawn), [])
         without[vendor.style] += not found
         for number, source in enumerate(found, start=1):

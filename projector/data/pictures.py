@@ -1,4 +1,4 @@
-"""Drawings of named things, in ten styles: nine emoji vendors and clip-art.
+"""Drawings of named things, in many styles: emoji and icons of several vendors, and clip-art.
 
 `build_pictures` turns the unpacked packages (projector/data/registries.py) into trimmed PNG files with one
 index, and `load_pictures` reads it. A thing has one name in every style, so that training on some styles and
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from projector.data.clipart import clipart_drawings
-from projector.data.emoji import VENDORS, emoji_drawings
+from projector.data.emoji import emoji_drawings
 from projector.data.rasterise import Drawing, Renderer
+from projector.data.vendors import COLOUR_VENDORS, VENDORS
 from vision_lm.errors import DataError
 
 CLIPART = "openclipart"
@@ -46,7 +47,7 @@ class Built:
     repeated: Mapping[str, int]  # drawings that are the same as an earlier one, pixel for pixel
     names: int
     shared_by_two: int  # names drawn in at least two styles
-    shared_by_vendors: int  # names drawn by all emoji vendors
+    shared_by_vendors: int  # names drawn by all vendors of coloured emoji
 
     def __str__(self) -> str:
         styles = "".join(
@@ -56,7 +57,7 @@ class Built:
         )
         return (
             f"{styles}{self.names} names: {self.shared_by_two} in two styles or more, "
-            f"{self.shared_by_vendors} by all emoji vendors"
+            f"{self.shared_by_vendors} by all vendors of coloured emoji"
         )
 
 
@@ -110,6 +111,7 @@ def build_pictures(root: Path) -> Built:
     styles: dict[str, set[str]] = {}
     for row in rows:
         styles.setdefault(row["name"], set()).add(row["style"])
+    coloured = {vendor.style for vendor in COLOUR_VENDORS}
     return Built(
         pictures=Counter(row["style"] for row in rows),
         without=without,
@@ -117,7 +119,7 @@ def build_pictures(root: Path) -> Built:
         repeated=repeated,
         names=len(styles),
         shared_by_two=sum(len(found) >= 2 for found in styles.values()),
-        shared_by_vendors=sum(found >= set(STYLES) - {CLIPART} for found in styles.values()),
+        shared_by_vendors=sum(found >= coloured for found in styles.values()),
     )
 
 

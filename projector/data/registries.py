@@ -97,6 +97,12 @@ PACKAGES = (
             ("streamline-emojis", "1.2.4", "CC-BY-4.0", "Streamline Emojis", "Streamline", "trains"),
             ("twemoji", "1.2.5", "CC-BY-4.0", "Twitter Emoji", "Twitter", "tests"),
             ("openmoji", "1.2.29", "CC-BY-SA-4.0", "OpenMoji", "OpenMoji", "tests"),
+            ("emojione-monotone", "1.2.1", "CC-BY-4.0", "Emoji One (Monotone)", "Emoji One", "trains"),
+            ("game-icons", "1.2.4", "CC-BY-3.0", "Game Icons", "Lorc, Delapouite and others", "trains"),
+            ("icon-park-outline", "1.2.4", "Apache-2.0", "IconPark Outline", "ByteDance", "trains"),
+            ("ph", "1.2.2", "MIT", "Phosphor", "Phosphor Icons", "trains"),
+            ("tabler", "1.2.41", "MIT", "Tabler Icons", "Paweł Kuna", "trains"),
+            ("hugeicons", "1.2.35", "MIT", "Huge Icons", "Hugeicons", "trains"),
         )
     ),
     Package(

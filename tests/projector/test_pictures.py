@@ -14,6 +14,7 @@ from PIL import Image
 from projector.data import emoji
 from projector.data.pictures import INDEX, STYLES, build_pictures, load_pictures
 from projector.data.rasterise import LONG_SIDE, Drawing, Renderer, rasterise
+from projector.data.vendors import LINE_VENDORS, VENDORS
 from vision_lm.errors import DataError
 
 
@@ -90,7 +91,7 @@ def test_bad_drawings_cost_only_themselves(renderer: Renderer) -> None:
 def packages(root: Path) -> None:
     """Tiny packages in the layout of the real ones: three emoji in each vendor's form, and some clip-art.
 
-    Three sets list no code points: one calls the drawings by CLDR's names, one by Unicode's own, one numbers them.
+    Some sets list no code points: one calls the drawings by CLDR's names, one by Unicode's own, one numbers them.
     """
     folder = root / "packages"
     shapes = {
@@ -98,9 +99,14 @@ def packages(root: Path) -> None:
         "black-cat": '<circle cx="8" cy="8" r="5" stroke="red"/>',
         "automobile": '<rect width="9" height="5"/>',
     }
-    older = {"aubergine": '<rect width="3" height="9"/>', "pistol": '<rect width="9" height="9"/>'}
+    older = {
+        "aubergine": '<rect width="3" height="9"/>',
+        "pistol": '<rect width="9" height="9"/>',
+        "bug": '<rect width="4" height="7"/>',
+    }
     codes = {"1F408": "cat", "1f408-200d-2b1b": "black-cat", "1F697-FE0F": "automobile"}
     listed = {"🐈": "cat", "🐈‍⬛": "black cat", "🚗": "automobile", "🔫": "water pistol", "🍆": "eggplant"}
+    listed["🐛"] = "bug"
     undrawn = sorted({entry.unicode_name for entry in emoji.read_names()} - set(listed.values()))
     listed |= {chr(0xF0000 + number): name for number, name in enumerate(undrawn)}
     names = {character: {"name": name} for character, name in listed.items()}
@@ -110,8 +116,9 @@ def packages(root: Path) -> None:
         "emojione": {"cat": "cat", "automobile": "automobile"},
         "fxemoji": {"cat": "cat", "automobile": "automobile", "pistol": "pistol", "aubergine": "aubergine"},
         "streamline-emojis": {"cat-1": "cat", "cat-2": "black-cat", "automobile": "automobile"},
+        "tabler": {"cat": "cat", "bug": "bug"},
     }
-    for vendor in emoji.VENDORS[1:]:
+    for vendor in VENDORS[1:]:
         slugs = spelt.get(vendor.folder, dict(zip(shapes, shapes, strict=True)))
         contents[f"{vendor.folder}/chars.json"] = {} if vendor.folder in spelt else codes
         contents[f"{vendor.folder}/icons.json"] = {
@@ -153,6 +160,8 @@ def test_a_build_names_what_it_has_and_counts_what_it_lacks(tmp_path: Path) -> N
             **{"fluent-3d": 2, "openclipart": 2, "noto-v1": 2, "emojione": 2, "streamline": 3},
             **dict.fromkeys(("noto", "fluent-flat", "twemoji", "openmoji"), 3),
             "fxemoji": 3,  # not the pistol, which is a water pistol now
+            **{vendor.style: 3 for vendor in LINE_VENDORS},
+            "tabler": 1,  # not the bug, which is a fault in a program there
         }
     )
     assert built.without["fluent-3d"] == emoji_count - 2

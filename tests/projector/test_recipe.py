@@ -105,6 +105,7 @@ def test_our_own_recipes_are_good(path: Path) -> None:
         "whole": "build/mini-subject",  # the mean of those three runs' ends
         "styles": "build/mini-landed",  # the weights embedded before
         "hands": "build/mini-styled",  # and those after that
+        "lines": "build/mini-handed",  # and those after these
     }  # mini's later instruct runs
     recipe = Recipe.load(path)
     check_stage(recipe, "instruct" if stage in before else stage)  # type: ignore[arg-type]

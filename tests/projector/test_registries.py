@@ -12,7 +12,7 @@ import pytest
 from projector.data import registries
 from projector.data.build import build
 from projector.data.corpus import HELD_OUT_HANDS, HELD_OUT_STYLE
-from projector.data.emoji import VENDORS
+from projector.data.vendors import VENDORS
 from vision_lm.errors import DataError
 
 PACKAGE = registries.Package("npm", "@some/thing", "1.0.0", "thing", "MIT", "Somebody", "things")
@@ -71,7 +71,13 @@ def test_every_source_has_a_permissive_licence() -> None:
     for one in registries.LICENCES:
         assert one.attribution
         assert one.holds
-        permissive = ("MIT", "Apache-2.0", "CC-BY-4.0", "Creative Commons Public Domain Dedication")
+        permissive = (
+            "MIT",
+            "Apache-2.0",
+            "CC-BY-3.0",
+            "CC-BY-4.0",
+            "Creative Commons Public Domain Dedication",
+        )
         assert one.licence.split(";")[0] in (permissive if one.trained else (*permissive, "CC-BY-SA-4.0"))
     tested = {one.folder for one in registries.PACKAGES if not one.trained}
     assert tested == {one.folder for one in VENDORS if one.style in (HELD_OUT_STYLE, *HELD_OUT_HANDS)}
