@@ -3,6 +3,9 @@
 Classes are summed by their everyday noun first ("tabby cat", "tiger cat", ... are all "cat"), because a tower
 that cannot decide between five cats is still sure that it sees a cat; and classes whose photographs nearly
 always show a person (a helmet, a uniform, a sledge) are summed into "person".
+
+What is said of a thing is drawn by how likely it is, not always the likeliest: of many draws a model learns to be as sure as
+the classes are, and no surer. Its likeliest answer stays the same.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from projector.data.imagenet_names import CLASSES
 from projector.data.samples import QA
 from projector.data.scene_grammar import with_article
 
-PRESENT, ABSENT = 0.35, 0.03  # sums of probability above which a thing is there, below which it is not
+PRESENT, ABSENT = 0.35, 0.03  # sums of probability above which a thing is rather there, below which it is not
 SURE = 0.55
 RIVAL = 0.6  # times the first thing's probability, from which a second one is as good a guess: both are said
 # A helmet, a sledge and a jersey, none of them certain, are somebody: from this sum, and so many times any one of them.
@@ -61,27 +64,26 @@ def caption(facts: PhotoFacts, length: str, rng: random.Random) -> str:
     tied = (
         subject != "person" and facts.masses[others[0]] > RIVAL * sure
     )  # a helmet is no rival of its wearer
-    either = [subject, others[0]] if tied else [subject]
+    either = [subject, others[0]] if tied else [drawn(facts, rng)]
+    subject = either[0]
+    others = [name for name in others if name not in either]
     said = " or ".join(map(with_article, either))
     if length == "short":
         return f"{_capital(said)}."
     if sure < PRESENT:
         first = f"A photo, perhaps of {said}."
-        return (
-            first
-            if length == "normal"
-            else f"{first} It may also show {with_article(others[len(either) - 1])}."
-        )
+        return first if length == "normal" else f"{first} It may also show {with_article(others[0])}."
     if len(either) > 1:
         return f"A photo of {said}."
     if facts.person > PRESENT and facts.noun != subject:
         if length == "normal" or facts.mass < 0.15:
             return "A photo of a person."
         return f"A photo of a person, perhaps with {with_article(facts.noun)}."
+    kind = facts.kind if subject == facts.noun else None
     if length == "normal":
-        named = facts.kind if facts.kind and facts.mass > SURE else subject
+        named = kind if kind and facts.mass > SURE else subject
         return f"A photo of {with_article(named)}."
-    second = f" It looks like {with_article(facts.kind)}." if facts.kind else ""
+    second = f" It looks like {with_article(kind)}." if kind else ""
     return f"A photo of {with_article(subject)}.{second}"
 
 
@@ -91,16 +93,28 @@ def subject_of(facts: PhotoFacts) -> str:
     return "person" if somebody and facts.person > facts.mass else facts.noun
 
 
+def drawn(facts: PhotoFacts, rng: random.Random) -> str:
+    """A thing that the picture may be of, each as often as it is likely."""
+    if subject_of(facts) == "person" and there(facts.person, rng):
+        return "person"
+    return rng.choices(list(facts.masses), list(facts.masses.values()))[0]
+
+
+def there(mass: float, rng: random.Random) -> bool:
+    """Whether a thing is said to be there: at PRESENT as often as not, for it shares its sum with all that is beside it."""
+    return rng.random() < mass / (2 * PRESENT)
+
+
 def questions(facts: PhotoFacts, rng: random.Random, count: int) -> list[QA]:
-    """Turns about the main subject, and about things that are certainly there or certainly not."""
-    subject = subject_of(facts)
-    turns = [QA(rng.choice(WHAT), with_article(subject), "name")]
-    if facts.mass > PRESENT:
-        turns.append(exists(facts.noun, True, rng))
-        turns.append(exists(facts.noun, True, rng))
-    if facts.person > PRESENT:
-        turns.append(exists("person", True, rng))
-    elif facts.person < ABSENT and facts.groups.get("person", 0) < ABSENT:
+    """Turns about the main subject, and about things that are likely there or certainly not."""
+    turns = [QA(rng.choice(WHAT), with_article(drawn(facts, rng)), "name")]
+    second = max((noun for noun in facts.masses if noun != facts.noun), key=lambda noun: facts.masses[noun])
+    for noun in (facts.noun, facts.noun, second):
+        if facts.masses[noun] > ABSENT:
+            turns.append(exists(noun, there(facts.masses[noun], rng), rng))
+    if facts.person > ABSENT:
+        turns.append(exists("person", there(facts.person, rng), rng))
+    elif facts.groups.get("person", 0) < ABSENT:
         turns.append(exists("person", False, rng))
     absent = [name for name, mass in facts.masses.items() if mass < ABSENT / 3]
     group = next(c.group for c in CLASSES if c.basic == facts.noun)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from projector.data.imagenet_names import CLASSES
-from projector.data.photo_facts import caption, photo_facts
+from projector.data.photo_facts import caption, photo_facts, questions
 
 
 def probabilities(**nouns: float) -> np.ndarray:
@@ -30,6 +31,27 @@ def probabilities(**nouns: float) -> np.ndarray:
     ],
 )  # fmt: skip
 def test_a_caption_is_as_sure_as_the_probabilities(given: dict[str, float], short: str, normal: str) -> None:
+    """Of many captions of one photograph most name what it most likely shows, and hedge where that is not likely."""
     facts = photo_facts(probabilities(**given))
-    assert caption(facts, "short", random.Random(0)) == short
-    assert caption(facts, "normal", random.Random(0)) == normal
+    rng = random.Random(0)
+    for length, expected in (("short", short), ("normal", normal)):
+        said = Counter(caption(facts, length, rng) for _ in range(400))
+        assert said.most_common(1)[0][0] == expected
+        if " or " in expected:
+            assert len(said) == 1
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.9])
+def test_a_thing_is_named_as_often_as_it_is_likely(share: float) -> None:
+    """So that a model's confidence in a photograph's name is its tower's, and gravel is not surely a dog."""
+    facts = photo_facts(probabilities(banana=share))
+    rng = random.Random(0)
+    turns = [turn for _ in range(1000) for turn in questions(facts, rng, 4)]
+    named = [turn.answer == "a banana" for turn in turns if turn.kind == "name"]
+    assert np.mean(named) == pytest.approx(share, abs=0.06)
+    short = [caption(facts, "short", rng) == "A banana." for _ in range(1000)]
+    assert np.mean(short) == pytest.approx(share, abs=0.06)
+    there = [turn.answer == "yes" for turn in turns if turn.kind == "existence" and "banana" in turn.question]
+    assert np.mean(there) == pytest.approx(min(1.0, share / 0.7), abs=0.06)
+    if share == 0.9:  # of which next to nothing is left for others
+        assert not any(turn.answer == "yes" for turn in turns if "person" in turn.question)
