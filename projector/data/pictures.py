@@ -1,4 +1,4 @@
-"""Drawings of named things, in many styles: emoji and icons of several vendors, and clip-art.
+"""Drawings of named things, in many styles: emoji and icons of several vendors, clip-art, and stamps.
 
 `build_pictures` turns the unpacked packages (projector/data/registries.py) into trimmed PNG files with one
 index, and `load_pictures` reads it. A thing has one name in every style, so that training on some styles and
@@ -18,11 +18,12 @@ from pathlib import Path
 from projector.data.clipart import clipart_drawings
 from projector.data.emoji import emoji_drawings
 from projector.data.rasterise import Drawing, Renderer
+from projector.data.stamps import stamp_drawings
 from projector.data.vendors import COLOUR_VENDORS, VENDORS
 from vision_lm.errors import DataError
 
-CLIPART = "openclipart"
-STYLES = (*(vendor.style for vendor in VENDORS), CLIPART)
+CLIPART, STAMPS = "openclipart", "tuxpaint"
+STYLES = (*(vendor.style for vendor in VENDORS), CLIPART, STAMPS)
 INDEX = Path("pictures", "index.jsonl")
 
 
@@ -42,7 +43,9 @@ class Built:
     """What a build made, and what it left out."""
 
     pictures: Mapping[str, int]  # by style
-    without: Mapping[str, int]  # emoji that a vendor lacks; clip-art with no clear title or licence
+    without: Mapping[
+        str, int
+    ]  # emoji that a vendor lacks; clip-art with no clear title or licence; stamps with none
     broken: Mapping[str, int]  # drawings that could not be rendered
     repeated: Mapping[str, int]  # drawings that are the same as an earlier one, pixel for pixel
     names: int
@@ -94,6 +97,7 @@ def build_pictures(root: Path) -> Built:
         for drawing in (
             *(drawing for vendor in VENDORS for drawing in emoji_drawings(packages, vendor, without)),
             *clipart_drawings(packages, without),
+            *stamp_drawings(packages, without),
         ):
             file = out / drawing.style / f"{drawing.stem}.png"
             if not file.is_file():

@@ -132,6 +132,16 @@ PACKAGES = (
         attribution="the artists of the Open Clip Art Library, packaged by Aurelien Jarno",
         holds="clip-art as SVG: the style openclipart",
     ),
+    Package(
+        registry="Debian",
+        name="tuxpaint-stamps-default",
+        version="2022.06.04",
+        folder="tuxpaint-stamps",
+        licence="GPL-2.0",
+        attribution="Copyright (c) 2002-2022 Bill Kendrick and the contributors of Tux Paint's stamps",
+        holds="photographs and drawings with their names: tests the style tuxpaint",
+        trained=False,
+    ),
 )
 
 LICENCES = (

@@ -27,6 +27,7 @@ def data(tmp_path: Path) -> Path:
         HELD_OUT_STYLE: ["cat"] * 4,
         HELD_OUT_HANDS[0]: ["cat", "owl", "yak"],
         HELD_OUT_HANDS[1]: ["owl"],
+        HELD_OUT_HANDS[2]: ["monarch butterfly"],
     }
     rows = []
     for style, names in drawn.items():
@@ -48,14 +49,18 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_names_are_asked_of_what_has_a_trained_name(data: Path) -> None:
-    """An alias is right, with an article or without; a thing that was never trained is not asked about."""
+    """An alias is right, with an article or without; a thing that was never trained is not asked about.
+
+    ImageNet's classes are trained by their evidence, under the nouns that people say.
+    """
     hands = read_task("hands", TaskFiles(data=data))
     assert [(item.kind, item.references) for item in hands.items] == [
         (HELD_OUT_HANDS[0], ("a cat", "a kitten", "cat", "kitten")),
         (HELD_OUT_HANDS[0], ("an owl", "owl")),
         (HELD_OUT_HANDS[1], ("an owl", "owl")),
+        (HELD_OUT_HANDS[2], ("a butterfly", "a monarch butterfly", "butterfly", "monarch butterfly")),
     ]
-    assert len({item.id for item in hands.items}) == 3
+    assert len({item.id for item in hands.items}) == 4
     names = read_task("names", TaskFiles(data=data))
     assert len(names.items) == 3  # the first of four is for calibration
 

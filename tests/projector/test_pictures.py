@@ -149,6 +149,21 @@ def packages(root: Path) -> None:
         (art / file).parent.mkdir(parents=True, exist_ok=True)
         (art / file).write_text(svg(metadata + body))
 
+    stamps = folder / "tuxpaint-stamps" / "usr" / "share" / "tuxpaint" / "stamps"
+    for stamp, sentence in (
+        ("animals/frogs/frog-1", "A sleeping frog."),
+        ("animals/foal", "A baby."),  # of a horse: what lies there is an animal
+        ("animals/frogs/frog-1_mirror", "A sleeping frog."),
+        ("household/jeans", "A pair of blue jeans."),
+        ("household/thing", "It belongs to a neighbour!"),
+        ("symbols/money/cent", "A cat."),
+    ):
+        (stamps / stamp).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (40, 30), "blue" if "jeans" in stamp else "green").save(stamps / f"{stamp}.png")
+        (stamps / f"{stamp}.txt").write_text(f"{sentence}\nde.utf8=Ein Ding.\n")
+    (stamps / "household" / "owl.svg").write_text(svg('<circle cx="50" cy="50" r="40"/>'))
+    (stamps / "household" / "owl.txt").write_text("An owl.\n")
+
 
 def test_a_build_names_what_it_has_and_counts_what_it_lacks(tmp_path: Path) -> None:
     """Unfree, nameless and repeated clip-art stays out, and building again changes nothing."""
@@ -161,6 +176,7 @@ def test_a_build_names_what_it_has_and_counts_what_it_lacks(tmp_path: Path) -> N
             **dict.fromkeys(("noto", "fluent-flat", "twemoji", "openmoji"), 3),
             "fxemoji": 3,  # not the pistol, which is a water pistol now
             **{vendor.style: 3 for vendor in LINE_VENDORS},
+            "tuxpaint": 3,  # a frog, jeans, an owl
             "tabler": 1,  # not the bug, which is a fault in a program there
         }
     )
@@ -168,10 +184,12 @@ def test_a_build_names_what_it_has_and_counts_what_it_lacks(tmp_path: Path) -> N
     assert built.without["noto"] == built.without["fluent-flat"] == emoji_count - 3
     assert built.without["openclipart"] == 2  # the GPL fox, and the dog whose file is not XML
     assert built.repeated["openclipart"] == 1
+    assert built.without["tuxpaint"] == 2  # of which nobody knows what they are
     assert built.shared_by_vendors == 2  # cat, car
 
     pictures = load_pictures(tmp_path)
     assert [picture.name for picture in pictures if picture.style == "openclipart"] == ["cat", "owl"]
+    assert {picture.name for picture in load_pictures(tmp_path, ["tuxpaint"])} == {"frog", "jeans", "owl"}
     assert {picture.name for picture in load_pictures(tmp_path, ["noto"])} == {"cat", "car"}
     assert {picture.name for picture in load_pictures(tmp_path, ["fxemoji"])} == {"cat", "car", "eggplant"}
     assert {picture.style for picture in pictures} == set(STYLES)

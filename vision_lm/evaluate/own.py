@@ -10,8 +10,9 @@ import numpy as np
 
 from projector.data import easy_vqa as package
 from projector.data.caption_objects import hallucinated, named_things
-from projector.data.corpus import CAPTION_REQUESTS, HELD_OUT_HANDS, MORE_HANDS, SCENE_STYLES
+from projector.data.corpus import CAPTION_REQUESTS, HELD_OUT_HANDS, LINE_HANDS, MORE_HANDS, SCENE_STYLES
 from projector.data.held_out import reported_part
+from projector.data.imagenet_names import CLASSES
 from projector.data.pictures import load_pictures
 from projector.data.samples import Sample, iter_jsonl
 from projector.data.scene_grammar import with_article
@@ -56,7 +57,7 @@ def names(files: TaskFiles) -> Task:
 
 
 def hands(files: TaskFiles) -> Task:
-    """The same of artists by whom nothing was trained, calibrated or chosen: every drawing counts."""
+    """The same of artists by whom nothing was trained, calibrated or chosen: every picture counts."""
     paths = {hand: _held_out(files, f"{hand}.jsonl") for hand in HELD_OUT_HANDS}
     items: list[Item] = []
     for hand, path in paths.items():
@@ -66,18 +67,23 @@ def hands(files: TaskFiles) -> Task:
 
 
 def _named(files: TaskFiles, samples: Iterable[tuple[int | str, Sample]], kind: str) -> Iterator[Item]:
-    """What each of these drawings is, where something of that name was trained."""
+    """What each of these pictures is, where something of that name was trained: a drawing, or one of ImageNet's classes.
+
+    Of a class the noun that people say is right, too: a monarch butterfly is a butterfly.
+    """
     aliases: dict[str, set[str]] = defaultdict(set)
-    trained = set()
+    trained = {entry.basic for entry in CLASSES}
+    for entry in CLASSES:
+        aliases[entry.noun] |= {entry.noun, entry.basic}
     for picture in load_pictures(files.data):
         aliases[picture.name] |= {picture.name, *picture.aliases}
-        if picture.style in SCENE_STYLES + MORE_HANDS:
+        if picture.style in SCENE_STYLES + MORE_HANDS + LINE_HANDS:
             trained.add(picture.name)
     for place, sample in samples:
         name = next((turn.answer for turn in sample.turns if turn.kind == "name"), "")
         name = name.removeprefix("a ").removeprefix("an ")
-        if name in trained:
-            right = sorted({form for one in aliases[name] for form in (one, with_article(one))})
+        if not trained.isdisjoint({name, *aliases[name]}):
+            right = sorted({form for one in {name, *aliases[name]} for form in (one, with_article(one))})
             yield Item(str(place), sample.images[0], tuple(right), "What is this?", kind)
 
 
