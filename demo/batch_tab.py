@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vision_lm.errors import VisionLMError
 CAPTION, QUESTION = "Describe each", "Ask about each"
 MOST_FILES = 2_000
 HINT = f"<p class='hint'>Drop up to {MOST_FILES:,} pictures, and press Start.</p>"
+WAITING = "<p class='hint'>Waiting for the runs of other visitors…</p>"
 RUNS = 2  # of all visitors at once: a chat must not wait behind thousands of pictures
 
 
@@ -65,6 +67,10 @@ class BatchTab:
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         choice = [self.length, self.checked, self.question]
         self.task.change(self._choose, [self.task], choice, queue=False, **hidden)
+        # In the browser, at once: a run may have to wait for those of others.
+        self.start.click(
+            None, None, [self.progress], js=f"() => {json.dumps(WAITING)}", queue=False, **hidden
+        )
         self.start.click(
             self._run,
             [self.files, self.task, self.length, self.question, *self.settings.inputs],
@@ -90,7 +96,8 @@ class BatchTab:
         if not files or len(files) > MOST_FILES:
             given = f"{len(files or ()):,} pictures are chosen"
             yield {
-                self.notice: notices([f"{given}; drop 1 to {MOST_FILES:,} into the box, then press Start."])
+                self.notice: notices([f"{given}; drop 1 to {MOST_FILES:,} into the box, then press Start."]),
+                self.progress: HINT,
             }
             return
         # A box that is not drawn yet gives None, which would ask for captions.
@@ -102,7 +109,7 @@ class BatchTab:
                 rows = now.rows
                 yield self._shown(now, running=True)
         except VisionLMError as error:
-            yield {self.notice: notices([str(error)])}
+            yield {self.notice: notices([str(error)]), self.progress: HINT}
             return
         yield self._shown(Progress(tuple(rows), len(files)), running=False)
 

@@ -19,6 +19,8 @@ from demo.settings import check, chosen, controls
 from vision_lm.prompts import CaptionLength
 
 LENGTHS: tuple[CaptionLength, ...] = get_args(CaptionLength)
+ANSWERS = 16  # under way at once, of all visitors: the engine batches them
+LOOKS = 2  # each is a hundred answers
 WELCOME = """<div class="welcome"><p><strong>Add a picture, then ask about it.</strong></p>
 <p>Drop it on the box below, paste it, or choose an example.</p></div>"""
 
@@ -105,10 +107,14 @@ class ChatTab:
         ]
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         writing = [self.box, self.conversation, *settings]
-        self.box.submit(self._send, writing, shown, **hidden)
+        answering = hidden | {
+            "concurrency_limit": ANSWERS,
+            "concurrency_id": "answers",
+        }  # one limit for all of them
+        self.box.submit(self._send, writing, shown, **answering)
         for length, button in self.captions.items():
-            button.click(self._describe(length), writing, shown, **hidden)
-        self.retry.click(self._retry, [self.conversation, *settings], shown, **hidden)
+            button.click(self._describe(length), writing, shown, **answering)
+        self.retry.click(self._retry, [self.conversation, *settings], shown, **answering)
         self.stop.click(self.left, None, None, queue=False, **hidden)
         gr.on([self.clear.click, self.messages.clear], self._clear, None, shown, queue=False, **hidden)
         self.examples.click(self._example, None, [self.box], queue=False, **hidden)
@@ -118,6 +124,7 @@ class ChatTab:
             [self.looked, self.notice],
             show_progress="full",
             show_progress_on=self.looked,
+            concurrency_limit=LOOKS,
             api_visibility="private",
         )
 

@@ -13,7 +13,6 @@ from demo.chat_tab import ChatTab
 
 NAMES = Path(__file__).parent / "names.js"
 CLEAN_EVERY, KEEP_FOR = 600, 6 * 3600  # seconds: files of visitors are deleted so long after they came
-AT_ONCE = 16  # answers under way; the engine batches them
 WAITING = 128  # beyond it a visitor is told to come back
 
 
@@ -31,7 +30,7 @@ def build(backend: Backend) -> gr.Blocks:
         page.load(None, js=NAMES.read_text(encoding="utf-8"), api_visibility="private")
         page.unload(chat.left)
         page.unload(batch.left)
-    page.queue(default_concurrency_limit=AT_ONCE, max_size=WAITING, api_open=False)
+    page.queue(max_size=WAITING, api_open=False)
     return page
 
 

@@ -43,6 +43,11 @@ class Pictures(BaseHTTPRequestHandler):
         elif path == "/declares-too-much":  # and sends nothing: waiting for the body would time out
             self.answer(200, {"Content-Length": str(2**40)}, b"")
             time.sleep(3)
+        elif path in ("/page", "/file"):  # a page, endless, and a picture that the server knows nothing of
+            kind = "text/html; charset=utf-8" if path == "/page" else "application/octet-stream"
+            self.answer(200, {"Content-Type": kind}, b"<html>" if path == "/page" else red_png())
+            while path == "/page":
+                self.wfile.write(bytes(65_536))
         elif path == "/endless":
             self.answer(200, {}, b"")
             while True:
@@ -232,6 +237,13 @@ def test_the_size_limit_stops_a_body_early(path: str, site: Site) -> None:
     start = time.monotonic()
     assert "larger than allowed: 10,000 bytes" in site.refusal(path)
     assert time.monotonic() - start < 2
+
+
+def test_what_is_no_picture_by_its_type_is_not_read(site: Site) -> None:
+    """The page about a picture is refused by its head; a type that says nothing is let pass."""
+    said = site.refusal("/page", max_bytes=2**40)
+    assert "the server sends text/html; give the URL of a picture itself" in said
+    assert site.fetch("/file") == red_png()
 
 
 def test_a_body_of_exactly_the_limit_is_whole(site: Site) -> None:

@@ -187,11 +187,11 @@ def serve(options: argparse.Namespace) -> int:
             from vision_lm.server.scale_out import ray_modules, serve_on_ray
 
             ray_modules()
-        serve_on_ray(sources, options.host, options.port, settings, cluster, options.device)
+        serve_on_ray(sources, options.host, options.port, settings, cluster, options.device, options.quantize)
         return 0
     with _extra("serve"):
         from vision_lm.server.serve import serve as run
-    run(sources, options.host, options.port, settings, options.device)
+    run(sources, options.host, options.port, settings, options.device, options.quantize)
     return 0
 
 

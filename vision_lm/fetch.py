@@ -21,6 +21,10 @@ from vision_lm.errors import ImageError, ImageTooLargeError
 
 Resolve = Callable[[str, int], list[str]]  # host, port -> the addresses that may be connected to
 
+UNKNOWN_TYPES = (
+    "application/octet-stream",
+    "binary/octet-stream",
+)  # for a file whose name tells a server nothing
 _MAX_REDIRECTS = 3
 _DEFAULT_PORT = {"http": 80, "https": 443}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -135,6 +139,11 @@ def _get(
         if response.status != 200:
             status = f"{response.status} {response.reason}"[:60]
             raise ImageError(f"{request.name}: the server answers {status}; check the URL")
+        kind = response.headers.get_content_type() if "Content-Type" in response.headers else UNKNOWN_TYPES[0]
+        if not kind.startswith("image/") and kind not in UNKNOWN_TYPES:  # a page about the picture, mostly
+            raise ImageError(
+                f"{request.name}: the server sends {kind[:60]}; give the URL of a picture itself"
+            )
         return _read_body(response, request.name, max_bytes, deadline), None
 
 

@@ -141,7 +141,7 @@ def _name(source: object) -> str:
 
 def _check_bytes(count: int, name: str, limits: ImageLimits) -> None:
     if count > limits.max_bytes:
-        allowed = f"{limits.max_bytes:,} bytes (scale it down, or raise ImageLimits.max_bytes)"
+        allowed = f"{limits.max_bytes:,} bytes (scale it down)"
         raise ImageTooLargeError(f"{name}: {count:,} bytes is too large; allowed: {allowed}")
 
 
@@ -150,7 +150,7 @@ def _check_size(size: tuple[int, int], name: str, limits: ImageLimits) -> None:
     if min(size) < 1:
         raise ImageError(f"{name}: {size[0]} x {size[1]} pixels is empty; give at least 1 x 1")
     if size[0] * size[1] > pixels or max(size) > limits.max_side:
-        allowed = f"{pixels:,} pixels, {limits.max_side:,} a side (scale it down, or raise ImageLimits)"
+        allowed = f"{pixels:,} pixels, {limits.max_side:,} a side (scale it down)"
         raise ImageTooLargeError(f"{name}: {size[0]:,} x {size[1]:,} pixels is too large; allowed: {allowed}")
 
 

@@ -227,6 +227,23 @@ def test_what_failed_is_tried_again(answer: Answer, photos: Path, tmp_path: Path
     assert (summary.answered, summary.kept, summary.failed) == (1, 5, 0)
 
 
+def test_a_picture_that_can_no_longer_be_read_keeps_no_text(
+    answer: Answer, photos: Path, tmp_path: Path
+) -> None:
+    """Of a folder of texts: the old one goes, so that it is not taken for the new picture's, nor for someone else's."""
+    out = tmp_path / "texts"
+    answer(photos, out)
+    before = {path.name: path.read_text() for path in out.glob("*.txt")}
+    whole = (photos / "0002.png").read_bytes()
+    (photos / "0002.png").write_bytes(whole[:50])
+    assert answer(photos, out).failed == 1
+    assert {path.name for path in out.glob("*.txt")} == before.keys() - {"0002.txt"}
+    assert answer(photos, out).failed == 1  # not refused: nothing there is of another run
+    (photos / "0002.png").write_bytes(whole)
+    assert answer(photos, out).failed == 0
+    assert {path.name: path.read_text() for path in out.glob("*.txt")} == before
+
+
 def test_duplicates_after_a_resume_are_those_of_one_run(answer: Answer, tmp_path: Path) -> None:
     """The original is removed, a new one comes before: each run decides as if it were the only one."""
     folder, out = tmp_path / "in", tmp_path / "out.jsonl"

@@ -131,6 +131,23 @@ def test_what_nobody_waits_for_is_stopped(there: ApartModel, how: str) -> None:
     assert there.engine.counts().generated_tokens - before < 1900
 
 
+def test_quantised_weights_are_those_of_the_process(folder: Path) -> None:
+    """`vision-lm serve --quantize`: the process loads what `vision_lm.load(quantize=...)` loads, and says as much."""
+    process = EngineProcess(str(folder), "cpu", "int8")
+    model = ApartModel(process)
+    options = {"max_tokens": 8, "top_logprobs": 4}
+    logprobs = {}
+    for name, one in (
+        ("apart", model),
+        ("int8", VisionLM.from_pretrained(folder, "cpu", quantize="int8")),
+        ("whole", VisionLM.from_pretrained(folder, "cpu")),
+    ):
+        logprobs[name] = one.ask(None, QUESTION, **options).token_logprobs
+    process.close()
+    assert logprobs["apart"] == pytest.approx(logprobs["int8"], abs=1e-5)
+    assert logprobs["apart"] != pytest.approx(logprobs["whole"], abs=1e-5)
+
+
 def test_a_damaged_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
     """What `load` says, with its class; of a process that dies while it loads, that it did."""
     processes = [EngineProcess(str(tmp_path / "nowhere"), "cpu"), EngineProcess(str(folder), "quantum")]

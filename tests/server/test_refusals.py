@@ -259,6 +259,27 @@ def test_bodies_are_cut_off(guarded: Running) -> None:
         )
 
 
+def test_without_a_key_other_pages_cannot_keep_the_model_busy(server: Running, png: bytes) -> None:
+    """A form needs no permission of a browser's; a page of this machine may send one, and so may whoever is no browser."""
+    form = {"question": "What is this?"}
+
+    def send(origin: str) -> httpx.Response:
+        return server.client.post(
+            "/v1/ask", files={"image": ("a.png", png)}, data=form, headers={"Origin": origin}
+        )
+
+    for origin in (
+        "https://evil.test",
+        "null",
+        "http://localhost.evil.test",
+        "http://8.8.8.8",
+        "http://[bad",
+    ):
+        assert refusal(send(origin), 403)["code"] == "origin_not_allowed"
+    for origin in ("http://localhost:3000", "http://127.0.0.1:8000", "http://[::1]:5173"):
+        assert send(origin).status_code == 200
+
+
 def test_without_a_key_other_hosts_names_are_refused(server: Running) -> None:
     """A page whose name leads to this machine (DNS rebinding) cannot use a server that asks for no key."""
     for host in ("evil.test", "localhost.evil.test", "127.0.0.1.evil.test:8000", "evil.test:80"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +28,8 @@ def check_sheet(path: Path) -> None:
         raise BatchError(f"{path}: a contact sheet is an HTML page; give --sheet a file that ends in .html")
     if path.is_dir() or (path.exists() and MARK.encode() not in path.read_bytes()[:2_000]):
         raise BatchError(f"{path}: exists and is no contact sheet; give --sheet another file")
+    if path.parent.exists() and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BatchError(f"{path}: cannot be written in this folder; give --sheet a place that can")
 
 
 def write_sheet(path: Path, rows: Iterable[Done], table: Table, pictures: int, most: int) -> None:

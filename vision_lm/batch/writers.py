@@ -177,6 +177,8 @@ class SidecarWriter(Writer):
         for one in done:
             text, path = self.table.text(one), self.path(one.planned.item.relative)
             if text is None:
+                if not one.planned.item.problem:  # one that has a problem has no place of its own
+                    path.unlink(missing_ok=True)  # of an earlier run, when the picture could be read
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(path.name + ".partial")

@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="serve this embedded name, folder or hub id as NAME; may be repeated (default: mini=mini)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
+    parser.add_argument(
+        "--quantize", choices=("int8", "int4"), help="keep the language models' weights in so few bits"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: %(default)s)")
     parser.add_argument("--port", type=port, default=8000, help="0: any that is free (default: %(default)s)")
     parser.add_argument(

@@ -13,7 +13,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import vision_lm
 from vision_lm.errors import VisionLMError
@@ -22,6 +22,8 @@ from vision_lm.server.log_lines import log_to_stderr
 
 if TYPE_CHECKING:
     from vision_lm.engine.desk import Ready
+
+Quantize = Literal["int8", "int4"] | None  # bits of the language model's weights
 
 # -P: nothing is imported from the current folder.
 START = "import sys; sys.path.append(sys.argv[1]); from vision_lm.server.engine_process import main; main()"
@@ -35,13 +37,14 @@ class Order:
 
     source: str
     device: str
+    quantize: Quantize = None
 
 
 class EngineProcess:
     """Loads a checkpoint, then answers over its pipes: see `vision_lm.server.apart`."""
 
-    def __init__(self, source: str, device: str) -> None:
-        self.order = Order(source, device)
+    def __init__(self, source: str, device: str, quantize: Quantize = None) -> None:
+        self.order = Order(source, device, quantize)
         self.closing = False
         self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -89,7 +92,7 @@ def main() -> None:
         from vision_lm.engine.desk import Desk, Ready  # and with it torch
 
         try:
-            vlm = vision_lm.load(order.source, order.device)
+            vlm = vision_lm.load(order.source, order.device, quantize=order.quantize)
         except VisionLMError as error:
             send(answers, error)
             return

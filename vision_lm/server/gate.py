@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,9 +53,14 @@ class Gate:
     def _check_caller(self, path: str, headers: Headers) -> None:
         if self.settings.api_key is None:
             # A page in a browser can have its own name lead to this machine, and would then read the answers.
-            if not is_this_machine(headers.get("host", "")):
+            host = headers.get("host", "")
+            if not is_this_machine(host):
                 message = "the Host header is no address and not localhost; use those, or set an API key"
                 raise ApiError(403, message, "host_not_allowed")
+            # It need not read the answers to do harm: a form of any page may be sent here, and would keep the model busy.
+            if "origin" in headers and not is_own_page(headers["origin"], host):
+                message = "a page of another origin sends this; open one of this machine, or set an API key"
+                raise ApiError(403, message, "origin_not_allowed")
         elif path not in OPEN and not is_key(headers.get("authorization", ""), self.settings.api_key):
             message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
             raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
@@ -80,6 +86,20 @@ def is_this_machine(host: str) -> bool:
     except ValueError:
         return name.lower() == "localhost"
     return True
+
+
+def is_own_page(origin: str, host: str) -> bool:
+    """Whether a browser's Origin header names a page of this machine, or of the very address that was asked."""
+    try:
+        parts = urlsplit(origin)
+        name = parts.hostname or ""
+    except ValueError:
+        return False
+    try:
+        local = ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        local = name == "localhost"
+    return local or parts.netloc.lower() == host.lower()
 
 
 def check_media_type(headers: Headers, allowed: tuple[str, ...]) -> None:

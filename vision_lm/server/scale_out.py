@@ -21,6 +21,7 @@ from typing import Any
 from vision_lm.errors import VisionLMError
 from vision_lm.images import ImageWarning
 from vision_lm.server.arguments import KEY_REMEDY
+from vision_lm.server.engine_process import Quantize
 from vision_lm.server.listen import check_reach, take_port
 from vision_lm.server.log_lines import log_to_stderr
 from vision_lm.server.settings import Cluster, Settings
@@ -38,6 +39,7 @@ def serve_on_ray(
     settings: Settings,
     cluster: Cluster,
     device: str = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Serve checkpoints by name until SIGTERM or SIGINT. Raises VisionLMError before anything is served."""
     listener = take_port(host, port)
@@ -55,7 +57,7 @@ def serve_on_ray(
     try:
         # Not on every machine: one address to guard, and to put a proxy with TLS before.
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-        deployment = _deployment(serve, sources, settings, cluster, device)
+        deployment = _deployment(serve, sources, settings, cluster, device, quantize)
         try:
             serve.run(deployment.bind(), name=APP, logging_config=_QUIET)
         except RuntimeError as error:
@@ -107,7 +109,12 @@ def _connect(ray: Any, cluster: Cluster) -> None:
 
 
 def _deployment(
-    serve: Any, sources: Mapping[str, str], settings: Settings, cluster: Cluster, device: str
+    serve: Any,
+    sources: Mapping[str, str],
+    settings: Settings,
+    cluster: Cluster,
+    device: str,
+    quantize: Quantize,
 ) -> Any:
     """The app as Ray replicates it. The function below travels to the replicas; this module's names do not."""
 
@@ -118,9 +125,8 @@ def _deployment(
 
         log_to_stderr()
         warnings.simplefilter("ignore", ImageWarning)
-        return create_app(
-            {name: vision_lm.load(source, device) for name, source in sources.items()}, settings
-        )
+        models = {name: vision_lm.load(source, device, quantize=quantize) for name, source in sources.items()}
+        return create_app(models, settings)
 
     scale: dict[str, Any] = {"num_replicas": cluster.least}
     if cluster.most > cluster.least:

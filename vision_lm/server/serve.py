@@ -17,7 +17,7 @@ from vision_lm.errors import EngineGoneError
 from vision_lm.images import ImageWarning
 from vision_lm.server.admission import Admission
 from vision_lm.server.arguments import KEY_REMEDY
-from vision_lm.server.engine_process import EngineProcess
+from vision_lm.server.engine_process import EngineProcess, Quantize
 from vision_lm.server.listen import check_reach, take_port
 from vision_lm.server.log_lines import log_to_stderr
 from vision_lm.server.settings import Settings
@@ -29,7 +29,14 @@ KEEP_ALIVE = 65
 LAST_SECONDS = 2  # for connections to close, after what runs is finished or given up
 
 
-def serve(sources: Mapping[str, str], host: str, port: int, settings: Settings, device: str = "auto") -> None:
+def serve(
+    sources: Mapping[str, str],
+    host: str,
+    port: int,
+    settings: Settings,
+    device: str = "auto",
+    quantize: Quantize = None,
+) -> None:
     """Serve checkpoints by name until SIGTERM or SIGINT. Raises VisionLMError before anything is served."""
     engines: dict[str, EngineProcess] = {}
     ended = threading.Event()  # one of them has, though nobody told it to
@@ -37,7 +44,7 @@ def serve(sources: Mapping[str, str], host: str, port: int, settings: Settings, 
     try:
         check_reach(listener, settings.api_key is not None, "API key", KEY_REMEDY)
         for name, source in sources.items():
-            engines[name] = EngineProcess(source, device)
+            engines[name] = EngineProcess(source, device, quantize)
         # While they load their models: importing these takes as long.
         from vision_lm.server.apart import ApartModel
         from vision_lm.server.app import create_app
@@ -58,6 +65,10 @@ def serve(sources: Mapping[str, str], host: str, port: int, settings: Settings, 
         for name, vlm in models.items():
             fields = {"model": name, "device": vlm.device, "trained": vlm.config.projector_trained}
             log.info("model loaded", extra={"fields": fields | {"engine_pid": engines[name].pid}})
+            if not vlm.config.projector_trained:
+                log.warning(
+                    "the projector is untrained: answers are noise", extra={"fields": {"model": name}}
+                )
         server.run(sockets=[listener])
     finally:
         listener.close()
