@@ -1,4 +1,4 @@
-"""The lines of docs/server.md, run as they stand: curl, OpenAI's client, LangChain."""
+"""The lines of docs/server.md and README.md, run as they stand: curl, OpenAI's client, LangChain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.server.conftest import Running, running
 from vision_lm.model import VisionLM
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+PAGES = [(ROOT / name).read_text(encoding="utf-8") for name in ("docs/server.md", "README.md")]
 PHOTO = ROOT / "demo" / "examples" / "cat.jpg"
 
 
@@ -35,11 +35,13 @@ def served(mini: VisionLM) -> Iterator[Running]:
 
 
 def programs() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    found = [one for page in PAGES for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+    return [one for one in found if "8000" in one]
 
 
 def curls() -> list[str]:
-    return [line.strip() for line in PAGE.splitlines() if line.startswith("    curl ")]
+    lines = [line.strip() for page in PAGES for line in page.splitlines() if line.startswith("    curl ")]
+    return list(dict.fromkeys(lines))
 
 
 def here(text: str, served: Running) -> str:
@@ -61,9 +63,9 @@ def test_curl(line: str, served: Running, mini: VisionLM, tmp_path: Path) -> Non
     assert json.loads(done.stdout)["text"] == expected.text
 
 
-@pytest.mark.parametrize("program", programs(), ids=["openai", "langchain"])
+@pytest.mark.parametrize("program", programs(), ids=["openai", "langchain", "readme"])
 def test_programs(program: str, served: Running, mini: VisionLM, tmp_path: Path) -> None:
-    """A program of the page prints the answer that Python gets: LangChain's twice, the second time as a stream."""
+    """A program of a page prints the answer that Python gets: LangChain's there twice, the second time as a stream."""
     pytest.importorskip("langchain_openai" if "langchain" in program else "openai")
     shutil.copy(PHOTO, tmp_path / "photo.jpg")
     environment = os.environ | {"LANGSMITH_TRACING": "false"}
@@ -77,8 +79,10 @@ def test_programs(program: str, served: Running, mini: VisionLM, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     answer = mini.ask(PHOTO, "What is in the picture?")
-    if "langchain" in program:
+    if "stream" in program:
         assert done.stdout == f"{answer.text}\n{answer.text}"
+    elif "langchain" in program:
+        assert done.stdout == f"{answer.text}\n"
     else:
         text, confidence = done.stdout.strip().rsplit(" ", 1)
         assert (text, float(confidence)) == (answer.text, pytest.approx(answer.confidence, abs=1e-5))
