@@ -61,10 +61,11 @@ def score_line(task: str, row: Mapping[str, Any]) -> str:
 
 
 def captions(rows: Mapping[str, Any]) -> Iterator[str]:
-    yield "| captions of the held-out scenes | objects named | of these there | of those there named |"
-    yield "|---|---|---|---|"
+    yield "| captions of the held-out scenes | objects named | of these there | 95% interval | of those there named |"
+    yield "|---|---|---|---|---|"
     for length, row in rows.items():
-        yield f"| {length} | {row['named']:,} | {row['true']:.1%} | {row['recall']:.1%} |"
+        interval = f"{row['low']:.1%}–{row['high']:.1%}"
+        yield f"| {length} | {row['named']:,} | {row['true']:.1%} | {interval} | {row['recall']:.1%} |"
 
 
 def photographs(rows: Mapping[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from projector.data.corpus import CAPTION_REQUESTS
 from projector.data.samples import Sample
 from projector.data.scenes import Scene, Thing
 from vision_lm.answer import Answer
+from vision_lm.evaluate.bootstrap import ratio
 from vision_lm.model import VisionLM
 from vision_lm.prompts import CaptionLength
 
@@ -22,6 +23,8 @@ class CaptionTruth:
 
     named: int  # objects: shapes with their colours, and cut-outs by name
     true: float  # the share of them that is there
+    low: float  # its 95% interval, over pictures
+    high: float
     recall: float  # of those that are there, the share that is named
 
 
@@ -38,18 +41,21 @@ def caption_truth(
         named_things(next(t.answer for t in s.turns if t.question == CAPTION_REQUESTS["normal"]), names)
         for s in samples
     ]
+    pictures = [str(sample.images[0]) for sample in samples]
     result = {}
     for length in CAPTION_REQUESTS:
         replies = vlm.caption([sample.images[0] for sample in samples], length, checked=checked)
-        named = wrong = there = found = 0
+        rows = []  # of each caption: objects named, of these there, objects there, of these named
         for reply, truth in zip(replies, truths, strict=True):
             if not isinstance(reply, Answer):
                 raise reply
             things = tuple(Thing(t.noun, t.colour, "", None, NOWHERE) for t in truth for _ in range(t.count))
             said = hallucinated(reply.text, Scene(things, "white", None), names)
-            named, wrong = named + said[0], wrong + said[1]
             mentioned = {(t.colour, t.noun) for t in named_things(reply.text, names)}
-            there += len(things)
-            found += sum((thing.colour, thing.noun) in mentioned for thing in things)
-        result[length] = CaptionTruth(named, 1 - wrong / max(named, 1), found / max(there, 1))
+            found = sum((thing.colour, thing.noun) in mentioned for thing in things)
+            rows.append((said[0], said[0] - said[1], len(things), found))
+        named, true, there, mentions = zip(*rows, strict=True)
+        share = ratio(true, named, pictures)
+        recall = ratio(mentions, there, pictures).value
+        result[length] = CaptionTruth(sum(named), share.value, share.low, share.high, recall)
     return result

@@ -41,10 +41,21 @@ def scores(
 
 def rate(right: Sequence[float], pictures: Sequence[str], seed: int = 0, resamples: int = 1_000) -> Score:
     """How many are right: the mean of `right` (0 to 1), one for each of the `pictures`."""
-    counts = np.stack([np.asarray(right, dtype=float), np.ones(len(right))], axis=1)  # (items, 2)
+    return ratio(right, [1.0] * len(right), pictures, seed, resamples)
+
+
+def ratio(
+    parts: Sequence[float],
+    wholes: Sequence[float],
+    pictures: Sequence[str],
+    seed: int = 0,
+    resamples: int = 1_000,
+) -> Score:
+    """What the sum of `parts` is of that of `wholes`, one of each for each of the `pictures`; 0 of nothing."""
+    counts = np.stack([np.asarray(one, dtype=float) for one in (parts, wholes)], axis=1)  # (items, 2)
     drawn = mean(_resampled(_by_picture(counts, pictures), seed, resamples), 0, 1)
     low, high = np.percentile(drawn, [LOW, HIGH])
-    return Score(float(counts[:, 0].mean()), float(low), float(high), len(pictures))
+    return Score(float(mean(counts.sum(axis=0), 0, 1)), float(low), float(high), len(pictures))
 
 
 def _by_picture(counts: np.ndarray, pictures: Sequence[str]) -> np.ndarray:
