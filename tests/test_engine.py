@@ -207,6 +207,31 @@ def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
     assert "out of memory in a step of 2048 tokens" in caplog.text
 
 
+def test_one_long_prompt_without_memory_is_computed_in_parts(
+    decoder: TorchDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else is there: the request whose step was too large is answered as ever, and not the one after it."""
+    prompt, asked = Prompt([1 + n % 50 for n in range(240)]), Sampling(max_tokens=4)
+    expected = engine_of(decoder).submit(prompt, asked).result().tokens
+    prefill, sizes = TorchDecoder.prefill, []
+
+    def narrow(self: TorchDecoder, embeddings: Tensor, *arguments: Any) -> Tensor:
+        sizes.append(len(embeddings))
+        if len(embeddings) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return prefill(self, embeddings, *arguments)
+
+    monkeypatch.setattr(TorchDecoder, "prefill", narrow)
+    engine = engine_of(decoder)
+    assert engine.submit(prompt, asked).result().tokens == expected
+    assert sizes[0] == 240 and max(sizes[-2:]) <= 100
+    monkeypatch.setattr(TorchDecoder, "prefill", lambda *_: narrow(decoder, torch.empty(101, 1)))
+    with pytest.raises(
+        torch.OutOfMemoryError
+    ):  # never enough: an end, after as many tries as there are halves
+        engine_of(decoder).submit(prompt, asked).result()
+
+
 def test_a_cache_without_memory_is_made_smaller(
     decoder: TorchDecoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

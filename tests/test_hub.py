@@ -102,6 +102,17 @@ def test_a_revision_is_pinned_cached_and_found_offline(hub: tuple[str, list[str]
     assert "me/tiny: has no revision 'v9'" in missing.stderr
 
 
+def test_of_an_unknown_family_no_weights_are_fetched(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    """Its config.json says that nobody here can read it: gigabytes later would be late."""
+    address, asked = hub
+    (tmp_path / "repository" / "config.json").write_text('{"model_type": "of-another-world"}')
+    done = info("me/tiny", address, tmp_path / "cache")
+    assert done.returncode == 2
+    *_, said = done.stderr.splitlines()  # after the hub's own progress
+    assert said.startswith("vision-lm: error: ") and "of-another-world" in said
+    assert not [one for one in asked if "safetensors" in one]
+
+
 def test_the_card_says_what_is_known(vit_checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Licence, data and figures where they are given, 'not stated' where not; one's own card is left alone."""
     vlm = VisionLM(vit_checkpoint, "cpu")

@@ -18,6 +18,7 @@ from vision_lm.checkpoint import Checkpoint
 from vision_lm.encoder import ImageEncoder
 from vision_lm.engine import device
 from vision_lm.model import VisionLM
+from vision_lm.model_card import ModelCard
 
 
 def test_what_is_pushed_to_the_hub_is_the_model(
@@ -34,12 +35,22 @@ def test_what_is_pushed_to_the_hub_is_the_model(
             calls.append((repo_id, private, exist_ok))
             return f"https://hub.example/{repo_id}"
 
-        def upload_folder(self, *, repo_id: str, folder_path: str) -> None:
-            shutil.copytree(folder_path, tmp_path / repo_id)
+        def file_exists(self, repo_id: str, name: str) -> bool:
+            return (tmp_path / repo_id / name).exists()
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, ignore_patterns: list[str] | None) -> None:
+            left_out = shutil.ignore_patterns(*ignore_patterns or ())
+            shutil.copytree(folder_path, tmp_path / repo_id, ignore=left_out, dirs_exist_ok=True)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     assert vlm.push_to_hub("me/model", private=True, token="t") == "https://hub.example/me/model"
     assert calls == ["t", ("me/model", True, True)]
+    card = tmp_path / "me/model" / "README.md"
+    card.write_text("what somebody wrote")
+    vlm.push_to_hub("me/model")
+    assert card.read_text() == "what somebody wrote"
+    vlm.push_to_hub("me/model", card=ModelCard("mit"))
+    assert "mit" in card.read_text()
     loaded = vision_lm.load(tmp_path / "me/model", device="cpu")
     assert str(loaded.ask(pictures[0], "what?", max_tokens=8)) == str(
         vlm.ask(pictures[0], "what?", max_tokens=8)

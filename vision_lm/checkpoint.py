@@ -90,20 +90,20 @@ def read_config_and_tokenizer(folder: Path) -> tuple[Config, Tokenizer]:
 
 def checkpoint_folder(source: str | os.PathLike[str]) -> Path:
     """Where the files of a checkpoint are, fetched first if need be. Raises CheckpointError."""
-    return _embedded(os.fspath(source)) or _native(source, find_folder(source, FILES))
+    from vision_lm.importers.cached import DESCRIPTIONS, imported_folder, is_foreign
+
+    if (embedded := _embedded(os.fspath(source))) is not None:
+        return embedded
+    # Whose it is, is known before its weights are fetched: of a family that nobody knows they would be gigabytes for nothing.
+    if is_foreign(find_folder(source, DESCRIPTIONS)):
+        return imported_folder(source)
+    return find_folder(source, FILES)
 
 
 def _embedded(name: str) -> Path | None:
     """The folder of an embedded checkpoint, whose name wins over that of a folder here (give ./name)."""
     folder = EMBEDDED / name
     return folder if re.fullmatch(r"[\w-]+", name) and folder.is_dir() else None
-
-
-def _native(source: str | os.PathLike[str], folder: Path) -> Path:
-    """The folder, or that of its import if it is another project's."""
-    from vision_lm.importers.cached import imported_folder, is_foreign
-
-    return imported_folder(source) if is_foreign(folder / CONFIG) else folder
 
 
 def write_checkpoint(

@@ -113,14 +113,18 @@ class VisionLM(Answerer):
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | None = None, card: ModelCard | None = None
     ) -> str:
-        """Upload the checkpoint to the Hugging Face hub, to a new repository if need be; returns its URL."""
+        """Upload the checkpoint to the Hugging Face hub, to a new repository if need be; returns its URL.
+
+        A model card that is there already is left as it is, unless a new one is given.
+        """
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
         address = str(api.create_repo(repo_id, private=private, exist_ok=True))
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, card)
-            api.upload_folder(repo_id=repo_id, folder_path=folder)
+            kept = [CARD] if card is None and api.file_exists(repo_id, CARD) else None
+            api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=kept)
         return address
 
     def encode_images(self, images: Sequence[ImageSource]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 from vision_lm.checkpoint import Checkpoint
 from vision_lm.errors import CheckpointError
 
+_TOWERS = {"open_clip": "CLIP", "siglip": "SigLIP", "eva": "EVA-CLIP"}
 _BODY = """\
 ---
 {front}---
@@ -62,7 +63,7 @@ def write_card(checkpoint: Checkpoint, card: ModelCard) -> str:
     return _BODY.format(
         front="".join(f"{key}: {json.dumps(value)}\n" for key, value in front.items()),
         name=config.name,
-        tower=config.vision.tower.get("timm_model_name") or "a CLIP image tower",
+        tower=config.vision.tower.get("timm_model_name") or f"a {_TOWERS[config.vision.kind]} image tower",
         projector="trained" if config.projector_trained else "UNTRAINED: what it says of a picture is noise",
         layers=config.text.num_hidden_layers,
         width=config.text.hidden_size,

@@ -16,6 +16,8 @@ from transformers import (
     CLIPVisionConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -108,6 +110,20 @@ def test_clip(tmp_path: Path, layer: int) -> None:
     assert vlm.config.prompt.image_token_id == IMAGE_ID  # the token's own row, and no text encodes to it
     assert vlm.prompts.tokenizer.token_to_id("<image>") is None
     assert_parity(vlm, original(model))
+
+
+def test_preprocessing_as_a_whole_processor_saves_it(tmp_path: Path) -> None:
+    """From its version 5 on transformers writes one file for all: what it does to pictures is not lost in it."""
+    folder = saved(llava(), tmp_path / "theirs")
+    (folder / "preprocessor_config.json").unlink()
+    side, levels = {"height": 32, "width": 32}, {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    images = CLIPImageProcessor(size=side, do_center_crop=False, resample=2, **levels)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), image_token="<image>")
+    LlavaProcessor(images, tokenizer, patch_size=8).save_pretrained(folder)
+    assert not (folder / "preprocessor_config.json").exists()
+    vision = imported(folder, tmp_path / "ours").config.vision
+    assert (vision.mean, vision.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (vision.resize, vision.interpolation) == ("squash", "bilinear")
 
 
 def test_names_of_before_transformers_5_6(tmp_path: Path) -> None:

@@ -196,6 +196,10 @@ def test_the_first_release_is_read_and_not_run(tmp_path: Path, monkeypatch: pyte
     assert all(torch.equal(tensor, later.tensors[name]) for name, tensor in first.tensors.items())
     assert dataclasses.replace(first.config, name="") == dataclasses.replace(later.config, name="")
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    loaded = read_checkpoint(folder)  # at once, without a config.json to say whose it is
+    assert all(torch.equal(tensor, loaded.tensors[name]) for name, tensor in first.tensors.items())
+
     bomb = pickle.dumps(Bomb(tmp_path / "ran"))
     with zipfile.ZipFile(folder / "vision.pt", "w") as archive:
         archive.writestr("vision/data.pkl", bomb)

@@ -32,6 +32,7 @@ from vision_lm.engine.worker import Worker
 from vision_lm.errors import RequestError, VisionLMError
 
 log = logging.getLogger(__name__)
+LEAST = 64  # tokens of a step: where memory does not do for these, smaller steps are no help
 
 
 @dataclass
@@ -183,12 +184,12 @@ class Engine(AnyEngine):
         try:
             outcome = self.runner.run(spans)
         except Exception as error:
-            if out_of_memory(error):
-                self._shrink()
             if len(spans) > 1:  # whose fault is it? Each again alone: what is written twice is the same
+                if out_of_memory(error):
+                    self._shrink()
                 for span in spans:
                     self._step([span])
-            else:
+            elif not (out_of_memory(error) and self._divide(spans[0])):
                 self._end(spans[0].request, error)
             return
         self.stats.forward_seconds += time.perf_counter() - start
@@ -214,10 +215,18 @@ class Engine(AnyEngine):
         for place, chosen in zip(places, choose(logits, rows), strict=True):
             self._accept(requests[place], chosen)
 
+    def _divide(self, span: Span) -> bool:
+        """Memory ran out for this one alone: whether it may come again in parts, as smaller steps make it."""
+        if span.count <= LEAST or span.start < span.request.prefix:  # which is computed as one
+            return False
+        while self.scheduler.limits.step_tokens >= span.count:
+            self._shrink()
+        return True
+
     def _shrink(self) -> None:
         """Memory ran out: smaller steps from now on."""
         now = self.scheduler.limits
-        running, tokens = max(now.running // 2, 1), max(now.step_tokens // 2, 64)
+        running, tokens = max(now.running // 2, 1), max(now.step_tokens // 2, LEAST)
         self.scheduler.limits = Limits(running, max(tokens, running), min(now.chunk, tokens))
         log.warning("out of memory in a step of %d tokens: at most %d from now on", now.step_tokens, tokens)
 

@@ -37,8 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Another engine's layout of a checkpoint; 1 if that engine does not agree with it."""
+    from vision_lm.errors import ExportError
     from vision_lm.exporters.export import Settings, check_target, export
 
+    for flag, given, target in (
+        ("--keep-head-bias", options.keep_head_bias, "hf-llava"),
+        ("--language-only", options.language_only, "gguf"),
+    ):
+        if given and options.to != target:
+            raise ExportError(f"{flag} is for --to {target}, not for --to {options.to}; leave it out")
     settings = Settings(
         check_target(options.to),
         options.out,

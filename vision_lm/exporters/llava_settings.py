@@ -46,6 +46,10 @@ def picture_settings(vision: VisionConfig) -> dict[str, Any]:
         raise ExportError(
             f"pictures padded with {list(vision.fill or ())}; Llava's processor pads with the mean"
         )
+    if vision.interpolation not in _RESAMPLE:
+        raise ExportError(
+            f"pictures resized by {vision.interpolation!r}; Llava's processor knows {', '.join(_RESAMPLE)}"
+        )
     return {
         "image_processor_type": "LlavaImageProcessor" if padded else "CLIPImageProcessor",
         "do_convert_rgb": True,

@@ -29,7 +29,8 @@ _WEIGHTS = (
     "mm_projector.bin",
 )
 # The very first release of moondream1: two pickles, one of them TorchScript, and the sizes of the language model.
-_FIRST_MOONDREAM = ("vision.pt", "text_model.pt", "text_model_cfg.json")
+FIRST_SIZES = "text_model_cfg.json"
+_FIRST_MOONDREAM = ("vision.pt", "text_model.pt", FIRST_SIZES)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Source:
     name: str  # as it was given
     folder: Path
     config: dict[str, Any]
-    settings: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json
+    settings: dict[str, Any] = field(default_factory=dict)  # of its image processor
 
     @property
     def where(self) -> str:
@@ -58,15 +59,21 @@ class Source:
 def open_source(name: str | os.PathLike[str]) -> Source:
     """A local folder, or a hub repository of which only the descriptions are fetched yet. Raises CheckpointError."""
     folder = find_folder(name, _DESCRIPTIONS)
-    if (folder / _FIRST_MOONDREAM[-1]).is_file():
-        sizes = read_json(folder / _FIRST_MOONDREAM[-1])
+    if (folder / FIRST_SIZES).is_file():
+        sizes = read_json(folder / FIRST_SIZES)
         return Source(os.fspath(name), folder, {"model_type": "moondream1", "phi_config": sizes})
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no {CONFIG}; a checkpoint's folder holds one")
-    settings = folder / "preprocessor_config.json"
-    return Source(
-        os.fspath(name), folder, read_json(folder / CONFIG), read_json(settings) if settings.is_file() else {}
-    )
+    return Source(os.fspath(name), folder, read_json(folder / CONFIG), _image_settings(folder))
+
+
+def _image_settings(folder: Path) -> dict[str, Any]:
+    """What transformers does to a picture; from its version 5 on it stands in the processor's file, beside other things."""
+    alone, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if alone.is_file():
+        return read_json(alone)
+    settings = read_json(whole).get("image_processor") if whole.is_file() else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
