@@ -29,7 +29,7 @@ def mini() -> VisionLM:
         pytest.param(
             "rocket.jpg",
             ("rocket", "missile", "shuttle"),
-            marks=pytest.mark.xfail(strict=True, reason="all but a tie with an oil rig: docs/mini.md"),
+            marks=pytest.mark.xfail(strict=True, reason="an artichoke to mini: docs/mini.md"),
         ),
         ("astronaut.jpg", ("person", "astronaut", "space suit")),
     ],
