@@ -106,6 +106,7 @@ def test_our_own_recipes_are_good(path: Path) -> None:
         "styles": "build/mini-landed",  # the weights embedded before
         "hands": "build/mini-styled",  # and those after that
         "lines": "build/mini-handed",  # and those after these
+        "honest": "build/mini-lined",  # the mean of both
     }  # mini's later instruct runs
     recipe = Recipe.load(path)
     check_stage(recipe, "instruct" if stage in before else stage)  # type: ignore[arg-type]
