@@ -108,7 +108,7 @@ def tasks(data: Path) -> dict[str, Asked]:
         "scenes, which side": _some_kinds(corpus, "reasoning", ("side",)),
         "scenes, what is where": _some_kinds(corpus, "naming", ("at", "nth")),
         "drawings, unseen style": Asked(own.names(files).items, None),
-        "drawings, unseen artists": Asked(own.hands(files).items, None),
+        "pictures, unseen artists": Asked(own.hands(files).items, None),
     }
 
 

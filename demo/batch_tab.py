@@ -21,7 +21,7 @@ from vision_lm.errors import VisionLMError
 CAPTION, QUESTION = "Describe each", "Ask about each"
 MOST_FILES = 2_000
 HINT = f"<p class='hint'>Drop up to {MOST_FILES:,} pictures, and press Start.</p>"
-WAITING = "<p class='hint'>Waiting for the runs of other visitors…</p>"
+QUEUED = "<p class='hint'>Waiting for the runs of other visitors…</p>"
 RUNS = 2  # of all visitors at once: a chat must not wait behind thousands of pictures
 
 
@@ -68,9 +68,7 @@ class BatchTab:
         choice = [self.length, self.checked, self.question]
         self.task.change(self._choose, [self.task], choice, queue=False, **hidden)
         # In the browser, at once: a run may have to wait for those of others.
-        self.start.click(
-            None, None, [self.progress], js=f"() => {json.dumps(WAITING)}", queue=False, **hidden
-        )
+        self.start.click(None, None, [self.progress], js=f"() => {json.dumps(QUEUED)}", queue=False, **hidden)
         self.start.click(
             self._run,
             [self.files, self.task, self.length, self.question, *self.settings.inputs],

@@ -90,10 +90,10 @@ def read_config_and_tokenizer(folder: Path) -> tuple[Config, Tokenizer]:
 
 def checkpoint_folder(source: str | os.PathLike[str]) -> Path:
     """Where the files of a checkpoint are, fetched first if need be. Raises CheckpointError."""
-    from vision_lm.importers.cached import DESCRIPTIONS, imported_folder, is_foreign
-
     if (embedded := _embedded(os.fspath(source))) is not None:
         return embedded
+    from vision_lm.importers.cached import DESCRIPTIONS, imported_folder, is_foreign
+
     # Whose it is, is known before its weights are fetched: of a family that nobody knows they would be gigabytes for nothing.
     if is_foreign(find_folder(source, DESCRIPTIONS)):
         return imported_folder(source)

@@ -186,7 +186,8 @@ class Engine(AnyEngine):
         except Exception as error:
             if len(spans) > 1:  # whose fault is it? Each again alone: what is written twice is the same
                 if out_of_memory(error):
-                    self._shrink()
+                    now = self.scheduler.limits
+                    self._shrink(max(now.running // 2, 1), max(now.step_tokens // 2, LEAST))
                 for span in spans:
                     self._step([span])
             elif not (out_of_memory(error) and self._divide(spans[0])):
@@ -219,14 +220,12 @@ class Engine(AnyEngine):
         """Memory ran out for this one alone: whether it may come again in parts, as smaller steps make it."""
         if span.count <= LEAST or span.start < span.request.prefix:  # which is computed as one
             return False
-        while self.scheduler.limits.step_tokens >= span.count:
-            self._shrink()
-        return True
+        self._shrink(self.scheduler.limits.running, max(span.count // 2, LEAST))
+        return span.count > self.scheduler.limits.step_tokens
 
-    def _shrink(self) -> None:
-        """Memory ran out: smaller steps from now on."""
+    def _shrink(self, running: int, tokens: int) -> None:
+        """Memory ran out: smaller steps from now on, of so many sequences and tokens."""
         now = self.scheduler.limits
-        running, tokens = max(now.running // 2, 1), max(now.step_tokens // 2, LEAST)
         self.scheduler.limits = Limits(running, max(tokens, running), min(now.chunk, tokens))
         log.warning("out of memory in a step of %d tokens: at most %d from now on", now.step_tokens, tokens)
 

@@ -82,8 +82,9 @@ def _named(files: TaskFiles, samples: Iterable[tuple[int | str, Sample]], kind: 
     for place, sample in samples:
         name = next((turn.answer for turn in sample.turns if turn.kind == "name"), "")
         name = name.removeprefix("a ").removeprefix("an ")
-        if not trained.isdisjoint({name, *aliases[name]}):
-            right = sorted({form for one in {name, *aliases[name]} for form in (one, with_article(one))})
+        names = {name, *aliases[name]}
+        if not trained.isdisjoint(names):
+            right = sorted({form for one in names for form in (one, with_article(one))})
             yield Item(str(place), sample.images[0], tuple(right), "What is this?", kind)
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import vision_lm
 from vision_lm.errors import VisionLMError
@@ -22,8 +22,7 @@ from vision_lm.server.log_lines import log_to_stderr
 
 if TYPE_CHECKING:
     from vision_lm.engine.desk import Ready
-
-Quantize = Literal["int8", "int4"] | None  # bits of the language model's weights
+    from vision_lm.engine.quantize import Mode
 
 # -P: nothing is imported from the current folder.
 START = "import sys; sys.path.append(sys.argv[1]); from vision_lm.server.engine_process import main; main()"
@@ -37,13 +36,13 @@ class Order:
 
     source: str
     device: str
-    quantize: Quantize = None
+    quantize: Mode = None
 
 
 class EngineProcess:
     """Loads a checkpoint, then answers over its pipes: see `vision_lm.server.apart`."""
 
-    def __init__(self, source: str, device: str, quantize: Quantize = None) -> None:
+    def __init__(self, source: str, device: str, quantize: Mode = None) -> None:
         self.order = Order(source, device, quantize)
         self.closing = False
         self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -16,15 +16,17 @@ import signal
 import threading
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vision_lm.errors import VisionLMError
 from vision_lm.images import ImageWarning
 from vision_lm.server.arguments import KEY_REMEDY
-from vision_lm.server.engine_process import Quantize
 from vision_lm.server.listen import check_reach, take_port
 from vision_lm.server.log_lines import log_to_stderr
 from vision_lm.server.settings import Cluster, Settings
+
+if TYPE_CHECKING:
+    from vision_lm.engine.quantize import Mode
 
 log = logging.getLogger("vision_lm.server")
 APP = "vision-lm"
@@ -39,7 +41,7 @@ def serve_on_ray(
     settings: Settings,
     cluster: Cluster,
     device: str = "auto",
-    quantize: Quantize = None,
+    quantize: Mode = None,
 ) -> None:
     """Serve checkpoints by name until SIGTERM or SIGINT. Raises VisionLMError before anything is served."""
     listener = take_port(host, port)
@@ -114,7 +116,7 @@ def _deployment(
     settings: Settings,
     cluster: Cluster,
     device: str,
-    quantize: Quantize,
+    quantize: Mode,
 ) -> Any:
     """The app as Ray replicates it. The function below travels to the replicas; this module's names do not."""
 

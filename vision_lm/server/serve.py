@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -17,10 +18,13 @@ from vision_lm.errors import EngineGoneError
 from vision_lm.images import ImageWarning
 from vision_lm.server.admission import Admission
 from vision_lm.server.arguments import KEY_REMEDY
-from vision_lm.server.engine_process import EngineProcess, Quantize
+from vision_lm.server.engine_process import EngineProcess
 from vision_lm.server.listen import check_reach, take_port
 from vision_lm.server.log_lines import log_to_stderr
 from vision_lm.server.settings import Settings
+
+if TYPE_CHECKING:
+    from vision_lm.engine.quantize import Mode
 
 log = logging.getLogger("vision_lm.server")
 # Seconds that an idle connection is kept: longer than the minute after which proxies commonly end theirs, so that a request
@@ -35,7 +39,7 @@ def serve(
     port: int,
     settings: Settings,
     device: str = "auto",
-    quantize: Quantize = None,
+    quantize: Mode = None,
 ) -> None:
     """Serve checkpoints by name until SIGTERM or SIGINT. Raises VisionLMError before anything is served."""
     engines: dict[str, EngineProcess] = {}
