@@ -3,50 +3,50 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-from PIL import Image
 
 from projector.caption_truth import caption_truth
 from projector.data.corpus import CAPTION_REQUESTS
 from projector.data.held_out import reported_part
+from projector.data.photographs import Photograph
+from projector.data.photographs import photographs as pictured
 from projector.data.samples import iter_jsonl
 from vision_lm.model import VisionLM
 
-# scikit-image's photographs, with the words of which a caption must hold one.
-PHOTOGRAPHS = {
-    "chelsea": ("cat",),
-    "coffee": ("coffee", "espresso", "cup"),
-    "rocket": ("rocket", "missile", "shuttle"),
-    "astronaut": ("person", "astronaut", "space suit"),
-}
 PHOTOGRAPH_QUESTIONS = ("What is this?", "Is there a cat?", "Is there a dog?", "Is there a person?")
 
 
-def captions(vlm: VisionLM, path: Path, names: Collection[str], limit: int) -> dict[str, dict[str, float]]:
-    """What `caption_truth` finds on the part of these scenes that calibration may not see, as written and checked."""
+def captions(
+    vlm: VisionLM, path: Path, names: Collection[str], limit: int, checks: Sequence[bool] = (False, True)
+) -> dict[str, dict[str, float]]:
+    """What `caption_truth` finds on the part of these pictures that calibration may not see, as written and checked."""
     samples = [s for s in reported_part(list(iter_jsonl(path))) if any(t.kind == "caption" for t in s.turns)]
     return {
         f"{length}, checked" if checked else length: asdict(one)
-        for checked in (False, True)
+        for checked in checks
         for length, one in caption_truth(vlm, samples[:limit], names, checked=checked).items()
     }
 
 
-def photographs(vlm: VisionLM) -> dict[str, dict[str, object]]:
-    """What is said of scikit-image's photographs, and whether the first caption names what is there."""
-    from skimage import data
-
+def photographs(vlm: VisionLM, data: Path) -> dict[str, dict[str, object]]:
+    """What is said of the photographs that come with packages, and which captions name what is there."""
     result: dict[str, dict[str, object]] = {}
-    for name, words in PHOTOGRAPHS.items():
-        image = Image.fromarray(getattr(data, name)())
+    for photograph in pictured(data):
+        image = photograph.path
         said = {length: str(vlm.caption(image, length=length)) for length in CAPTION_REQUESTS}
-        named = {
-            length: any(re.search(rf"\b{word}\b", text.lower()) for word in words)
-            for length, text in said.items()
+        answers = {question: str(vlm.ask(image, question)) for question in PHOTOGRAPH_QUESTIONS}
+        named = {length: _names(text, photograph) for length, text in said.items()}
+        named["What is this?"] = _names(answers["What is this?"], photograph)
+        result[photograph.path.stem] = {
+            "said": said,
+            "named": named,
+            "answers": answers,
+            "in_imagenet": photograph.in_imagenet,
         }
-        asked = {question: str(vlm.ask(image, question)) for question in PHOTOGRAPH_QUESTIONS}
-        result[name] = {"said": said, "named": named, "answers": asked}
     return result
+
+
+def _names(text: str, photograph: Photograph) -> bool:
+    return any(re.search(rf"\b{re.escape(name.lower())}\b", text.lower()) for name in photograph.names)

@@ -3,7 +3,7 @@
     python benchmarks/mini_quality.py --data data --model build/mini --out docs/mini_quality.json
 
 Held-out data only: easy-VQA's official test split, scenes of new seeds, colour-shape pairs never trained, a
-drawing style and artists never trained, and scikit-image's photographs. Beside each score stand its 95% bootstrap interval
+drawing style and artists never trained, and photographs that come with packages. Beside each score stand its 95% bootstrap interval
 and the blind score: the most frequent training answer to the question's own wording, no picture seen. A list's things
 may be named in any order.
 """
@@ -89,9 +89,11 @@ def main() -> None:
         scores = measure(vlm, _limited(asked.items, arguments.limit), asked.priors, names)
         report[name] = rows = [asdict(score) for score in scores]
         print("", *SCORE_HEAD, *(score_line(name, row) for row in rows), sep="\n", flush=True)
-    report["captions"] = captions(vlm, corpus / "held_out" / "scenes.jsonl", names, arguments.limit or 1000)
-    print("captions:", report["captions"])
-    report["photographs"] = photographs(vlm)
+    limit, held_out = arguments.limit or 1000, corpus / "held_out"
+    report["captions"] = captions(vlm, held_out / "scenes.jsonl", names, limit)
+    report["captions of drawings"] = captions(vlm, held_out / "drawings.jsonl", names, limit, checks=(False,))
+    print("captions:", report["captions"], report["captions of drawings"])
+    report["photographs"] = photographs(vlm, arguments.data)
     print("photographs:", json.dumps(report["photographs"], indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

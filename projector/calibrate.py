@@ -2,9 +2,9 @@
 
     python -m projector.calibrate --model build/mini --data data [--risk 0.05]
 
-Platt scaling of the probabilities, for answers of one word, of more, and those that point at one place, at two and at more.
-Then, from the risk-coverage curve of the same answers, the confidence below which an answer counts as `unanswerable`: as
-many are given as can be with at most the share `--risk` of them wrong.
+Platt scaling of the probabilities, for answers of one word, of more, and those that point at one place, at two and at more,
+and for captions, which are right where all that they name is there. From the risk-coverage curve of the answers then the
+confidence below which one counts as `unanswerable`: as many are given as can be with at most the share `--risk` of them wrong.
 
 The first quarter of every held-out file is for this fit alone (`projector.data.held_out`);
 `benchmarks/mini_quality.py` reports on the rest. One question of a kind and picture, so that no kind drowns the others.
@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from projector.caption_truth import judged_captions
 from projector.data.held_out import calibration_part
+from projector.data.pictures import load_pictures
 from projector.data.samples import QA, Sample, iter_jsonl
 from vision_lm.answer import Answer
 from vision_lm.checkpoint import read_checkpoint, write_checkpoint
@@ -28,6 +30,7 @@ from vision_lm.evaluate.selective import calibration_error, risk_coverage
 from vision_lm.model import VisionLM
 
 MOST = 3  # places: answers that point at more are too few for a curve of their own
+CAPTIONED = ("scenes.jsonl", "drawings.jsonl")
 HELD_OUT = ("scenes.jsonl", "reasoning.jsonl", "naming.jsonl", "drawings.jsonl")
 
 
@@ -66,12 +69,22 @@ def main() -> None:
     calibration = fit(probabilities, right, words, places)
     scaled = apply(calibration, probabilities, words, places)
     threshold = risk_coverage(scaled, right).threshold(arguments.risk)
-    calibration = dataclasses.replace(calibration, unanswerable=threshold)
+    scenes_and_drawings = [
+        sample
+        for name in CAPTIONED
+        for sample in calibration_part(list(iter_jsonl(arguments.data / "corpus" / "held_out" / name)))
+    ]
+    names = {picture.name for picture in load_pictures(arguments.data)}
+    captions = [one for some in judged_captions(vlm, scenes_and_drawings, names).values() for one in some]
+    whole = np.array([one.true == one.named for one in captions])
+    captioned = platt(np.array([one.answer.confidence for one in captions]), whole)
+    calibration = dataclasses.replace(calibration, unanswerable=threshold, caption=captioned)
     given = scaled >= threshold
     print(
         f"{len(asked)} questions, {right.mean():.1%} right; expected calibration error "
         f"{calibration_error(probabilities, right):.1%} before, {calibration_error(scaled, right):.1%} after; "
-        f"{given.mean():.1%} are at least {threshold:.1%} sure, and {right[given].mean():.1%} of them right; {calibration}"
+        f"{given.mean():.1%} are at least {threshold:.1%} sure, and {right[given].mean():.1%} of them right; "
+        f"{len(captions)} captions, of {whole.mean():.1%} all is there; {calibration}"
     )
     config = dataclasses.replace(checkpoint.config, calibration=calibration)
     write_checkpoint(arguments.model, config, checkpoint.tensors, checkpoint.tokenizer)
@@ -115,7 +128,7 @@ def platt(probabilities: np.ndarray, right: np.ndarray, steps: int = 50) -> Plat
 def apply(
     calibration: Calibration, probabilities: np.ndarray, words: np.ndarray, places: np.ndarray
 ) -> np.ndarray:
-    """Calibrated confidences (M,) of raw probabilities (M,), as `vision_lm.answer.confidence` gives them."""
+    """Calibrated confidences (M,) of raw probabilities (M,), as `vision_lm.confidence` gives them."""
     p = np.clip(probabilities, 1e-6, 1 - 1e-6)
     scalings = [calibration.scaling(*form) for form in zip(words.tolist(), places.tolist(), strict=True)]
     scale, shift = (np.array([getattr(one, name) for one in scalings]) for name in ("scale", "shift"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 from typing import Any
@@ -12,9 +11,8 @@ import pytest
 import torch
 
 from tests.conftest import Pictures, message, scripted
-from vision_lm.answer import Answer, confidence, contest, sureness
+from vision_lm.answer import Answer
 from vision_lm.checkpoint import Checkpoint
-from vision_lm.config import Calibration
 from vision_lm.errors import RequestError
 from vision_lm.model import VisionLM
 
@@ -168,22 +166,3 @@ def test_alternatives_come_with_the_answer(vlm: VisionLM, pictures: Pictures) ->
         zip(answer.tokens, answer.token_logprobs, strict=True)
     )
     assert vlm.ask(pictures[0], "what?", max_tokens=8).top_logprobs == ()
-
-
-def test_confidence_is_a_calibrated_probability() -> None:
-    """Of each token something between its probability and its share against its likeliest rival, of those that point a
-    little; of a phrase all together, of sentences their words' geometric mean. Without calibration as it is, with it
-    Platt's sigmoid; always within 0 and 1.
-    """
-    assert math.exp(contest(math.log(0.6), math.log(0.2))) == pytest.approx(0.75)
-    assert math.exp(contest(math.log(0.2), math.log(0.6))) == pytest.approx(0.25)
-    assert contest(-0.5, -math.inf) == 0
-    assert math.exp(2 * sureness(math.log(0.6), math.log(0.2))) == pytest.approx(0.6 * 0.75)
-    assert math.exp(10 * sureness(math.log(0.6), math.log(0.2), pointing=True)) == pytest.approx(0.75)
-    assert confidence([-0.1, -0.3], Calibration()) == pytest.approx(2.718281828**-0.4)
-    assert confidence([-0.1, -0.3], Calibration(), phrase=False) == pytest.approx(2.718281828**-0.2)
-    assert confidence([-0.1, -0.3], Calibration(), points=[-0.2]) == pytest.approx(2.718281828**-0.6)
-    assert confidence([-0.6931472], Calibration(scale=2.0, shift=1.0)) == pytest.approx(0.7310586)
-    for logprobs in ([0.0], [-1e4], [-0.5] * 3, []):
-        for calibration in (Calibration(), Calibration(50, -300), Calibration(50, 300)):
-            assert 0 <= confidence(logprobs, calibration) <= 1

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from vision_lm.captions import cut_caption, sentences_end
+from vision_lm.confidence import Sureness, of_answer, of_caption, sureness
 from vision_lm.config import Calibration, PointConfig
 from vision_lm.engine import Generation, Token
 from vision_lm.engine.stopping import FinishReason
 from vision_lm.pointing import Point, is_point, points_of
 
 UNSUPPORTED = 0.5  # below: the picture does not make a named thing likely
-POINT_SHARE = 0.1  # of a point's contest, in an answer's confidence
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Answer:
     """One answer. `str(answer)` is its text."""
 
     text: str
-    confidence: float  # 0 to 1, calibrated: see `confidence`
+    confidence: float  # 0 to 1, calibrated: see `vision_lm.confidence`
     finish_reason: FinishReason  # "stop", "length", "repetition" or "cancelled"
     # Those that the text is made of, and those that point; a full stop added to a caption has none.
     tokens: tuple[int, ...]
@@ -105,21 +104,23 @@ class AnswerWriter:
                 )
             text = kept + full_stop
         tokens, logprobs = generation.tokens[:count], generation.logprobs[:count]
-        words, points = list[float](), list[float]()
-        for token, logprob, rival in zip(tokens, logprobs, generation.rivals[:count], strict=True):
-            pointing = is_point(token, self.points)
-            (points if pointing else words).append(sureness(logprob, rival, pointing=pointing))
-        phrase = not text.endswith((".", "!", "?"))
-        sure = confidence(words, self.calibration, points=points, phrase=phrase)
+        pointing = tuple(is_point(token, self.points) for token in tokens)
+        each = zip(logprobs, generation.rivals[:count], pointing, strict=True)
+        sure = Sureness(tuple(sureness(p, rival, pointing=points) for p, rival, points in each), pointing)
+        confidence = (
+            of_caption(text, sure, self.spans(tokens), self.calibration)
+            if caption
+            else of_answer(text, sure, self.calibration)
+        )
         return Answer(
             text,
-            sure,
+            confidence,
             reason,
             tokens,
             logprobs,
             generation.tops[:count],
             points=tuple(points_of(tokens, self.points, self.text)),
-            unanswerable=not caption and sure < self.calibration.unanswerable,
+            unanswerable=not caption and confidence < self.calibration.unanswerable,
         )
 
     def pieces(
@@ -175,42 +176,3 @@ class Pieces:
         piece = text[self._sent : end]
         self._sent = max(self._sent, end)
         return piece
-
-
-def contest(logprob: float, rival: float) -> float:
-    """The logarithm of a token's share of its own probability and its likeliest rival's: log 1/2 for a tie, 0 for none.
-
-    What is left for all the others says more of how many words there are than of whether this one is right.
-    """
-    ahead = logprob - rival
-    return -math.log1p(math.exp(-ahead)) if ahead > 0 else ahead - math.log1p(math.exp(ahead))
-
-
-def sureness(logprob: float, rival: float, *, pointing: bool = False) -> float:
-    """The logarithm of how sure one token is, 0 at most: between its contest and its probability, which tell different things.
-
-    Of a token that points a tenth of its contest: its rival is mostly the cell beside it, which would be as right. Both
-    were chosen by likelihood on mini's calibration questions (docs/mini.md).
-    """
-    if pointing:
-        return POINT_SHARE * contest(logprob, rival)
-    return (contest(logprob, rival) + logprob) / 2
-
-
-def confidence(
-    words: Sequence[float], calibration: Calibration, *, points: Sequence[float] = (), phrase: bool = True
-) -> float:
-    """How sure an answer is, Platt-scaled (Platt 1999); 0 for an empty one. Each token's `sureness`, of words and of points.
-
-    Of a phrase ("two red stars") every token must be right: the product of all. Whole sentences can be said in many ways, of
-    which none need be likely: their words' geometric mean.
-    """
-    if not words:
-        return 0.0
-    probability = math.exp(sum(words) / (1 if phrase else len(words)) + sum(points))
-    probability = min(max(probability, 1e-6), 1 - 1e-6)  # where the logit is finite
-    logit = math.log(probability) - math.log1p(-probability)
-    scaling = calibration.scaling(len(words), len(points))
-    scaled = scaling.scale * logit + scaling.shift
-    # Each side takes exp of what is not positive, which cannot overflow.
-    return 1 / (1 + math.exp(-scaled)) if scaled >= 0 else math.exp(scaled) / (1 + math.exp(scaled))

@@ -140,7 +140,7 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class PlattScaling:
-    """From p, what `answer.confidence` makes of the tokens, to a confidence: sigmoid(scale * logit(p) + shift)."""
+    """From p, what `vision_lm.confidence` makes of the tokens, to a confidence: sigmoid(scale * logit(p) + shift)."""
 
     scale: float = 1.0
     shift: float = 0.0
@@ -153,6 +153,7 @@ class Calibration(PlattScaling):
     unanswerable: float = 0.0  # answers less sure than this count as none; see `projector.calibrate`
     word: PlattScaling | None = None  # for an answer of one token, such as yes; None: as for more
     pointing: tuple[PlattScaling, ...] = ()  # for one place, for two, and so on; the last also for more
+    caption: PlattScaling | None = None  # of its least sure thing, not of all its words; None: as for more words
 
     def scaling(self, words: int, places: int) -> PlattScaling:
         """For an answer of so many tokens that points at so many places."""

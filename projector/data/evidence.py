@@ -4,7 +4,8 @@ The frozen tower already names a thousand things in real photographs; its pooled
 What the projector and the language model must learn is to SAY what the logits mean, whatever the patches look
 like. So a training picture lends its patches, roughly mixed with its neighbour's, and gets logits drawn to look
 like those of a photograph of some class: a peak, its look-alikes (classes whose classifier rows are similar),
-noise, and a sharpness between a guess and a certainty. The facts said are computed from these logits
+and noise, which for most is what the tower says of some other training picture, less what it says of any: of noise that
+was drawn alone a model learns to read only such. The facts said are computed from these logits
 (projector/data/photo_facts.py), exactly as they would be from real ones: the head is distilled into words.
 The idea that distillation needs variety rather than real pictures is that of Asano & Saeed (arXiv 2112.00725).
 """
@@ -26,8 +27,10 @@ from projector.data.samples import QA, Sample
 from vision_lm.config import PromptConfig
 from vision_lm.encoder import Features, subject
 
-# The height of a peak: from one that can just be told from the noise to one beyond doubt.
-_PEAK = (3.0, 12.0)
+# The height of a peak: from one that is lost in the noise to one beyond doubt.
+_PEAK = (2.0, 12.0)
+_BORROWED = 0.6  # of the draws have what the tower says of another picture for their noise
+_TIED = 0.5  # of the draws of two unlike things have peaks of about the same height
 
 
 class EvidenceLender:
@@ -53,18 +56,26 @@ class EvidenceLender:
             members.setdefault(entry.basic, []).append(index)
         return members
 
-    def logits(self, rng: random.Random) -> dict[str, Tensor]:
-        """The evidence (1000,) of the whole picture, of its centre, and of both, as VisionConfig.pooled names them."""
+    def logits(self, rng: random.Random, seen: np.ndarray | None = None) -> dict[str, Tensor]:
+        """The evidence (1000,) of the whole picture, of its centre, and of both, as VisionConfig.pooled names them.
+
+        seen: (I, 2, 1000), what the tower says of other pictures, whole and centre, less what it says of all of them.
+        """
         noise = np.random.default_rng(rng.getrandbits(32))
         peaks = self._peaks(rng)
         base = np.zeros(len(CLASSES), np.float32)
+        height = rng.uniform(*_PEAK)
+        tied = rng.random() < _TIED
         for peak in peaks:
-            base += self.similarity[peak] * rng.uniform(*_PEAK)
+            base += self.similarity[peak] * (height + rng.uniform(-0.5, 0.5) if tied else rng.uniform(*_PEAK))
             base[peak] += rng.uniform(0.0, 3.0)
-        shared = self._noise(noise, rng.random()) * rng.uniform(0.5, 1.5)
+        if seen is not None and rng.random() < _BORROWED:
+            shared = seen[rng.randrange(len(seen))] * rng.uniform(0.5, 2.0)  # (2, 1000)
+        else:
+            shared = np.stack([self._noise(noise, rng.random()) * rng.uniform(0.5, 1.5)] * 2)
         views = []
-        for _ in range(2):
-            own = base + shared + noise.normal(0, 0.6, len(CLASSES))
+        for background in shared:
+            own = base + background + noise.normal(0, 0.6, len(CLASSES))
             if rng.random() < 0.15:  # something else stands beside or around the subject
                 own = own + self.similarity[rng.randrange(len(CLASSES))] * rng.uniform(2.0, 8.0)
             views.append(own)
@@ -86,10 +97,16 @@ class EvidenceLender:
         return tuple(rng.sample(turns, 2) + photo_facts.questions(facts, rng, count - 2))
 
     def lend(
-        self, sample: Sample, patches: Tensor, other: Tensor, rng: random.Random, count: int
+        self,
+        sample: Sample,
+        patches: Tensor,
+        other: Tensor,
+        seen: np.ndarray | None,
+        rng: random.Random,
+        count: int,
     ) -> tuple[Sample, Tensor, dict[str, Tensor]]:
         """A sample about synthetic evidence: its turns, mixed patches (N, Dv), logits (1000,) of every view."""
-        logits = self.logits(rng)
+        logits = self.logits(rng, seen)
         noise = torch.Generator().manual_seed(rng.getrandbits(32))
         order = torch.randperm(patches.shape[0], generator=noise)
         share = torch.rand(patches.shape[0], 1, generator=noise)
@@ -130,14 +147,23 @@ def lend_all(
     if features.pooled is None:
         raise ValueError("class evidence needs a tower whose pooled tokens are class logits")
     patches, pooled = features.patches.clone(), features.pooled.clone()  # (I, N, Dv), (I, P, E)
+    seen = _apart(features.pooled, views)
     result, place = [], 0
     for sample, rng in zip(samples, lent, strict=True):
         if rng is not None:
             neighbour = features.patches[rng.randrange(len(patches))]
             sample, patches[place], logits = lender.lend(
-                sample, features.patches[place], neighbour, rng, count
+                sample, features.patches[place], neighbour, seen, rng, count
             )
             pooled[place] = torch.stack([logits[view] for view in views])  # (P, 1000)
         result.append(sample)
         place += len(sample.images)
     return result, Features(patches, pooled)
+
+
+def _apart(pooled: Tensor, views: Sequence[str]) -> np.ndarray | None:
+    """(I, P, E) -> (I, 2, E): what the tower says of each picture, whole and centre, less what it says of all of them."""
+    if len(pooled) < 2 or not {"all", "centre"} <= set(views):
+        return None
+    both = pooled[:, [views.index("all"), views.index("centre")]].float()  # (I, 2, E)
+    return (both - both.mean(0)).numpy()

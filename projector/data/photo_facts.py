@@ -95,25 +95,25 @@ def subject_of(facts: PhotoFacts) -> str:
 
 def drawn(facts: PhotoFacts, rng: random.Random) -> str:
     """A thing that the picture may be of, each as often as it is likely."""
-    if subject_of(facts) == "person" and there(facts.person, rng):
+    if subject_of(facts) == "person" and there(facts.person, rng, SOMEBODY):
         return "person"
     return rng.choices(list(facts.masses), list(facts.masses.values()))[0]
 
 
-def there(mass: float, rng: random.Random) -> bool:
-    """Whether a thing is said to be there: at PRESENT as often as not, for it shares its sum with all that is beside it."""
-    return rng.random() < mass / (2 * PRESENT)
+def there(mass: float, rng: random.Random, even: float = PRESENT) -> bool:
+    """Whether a thing is said to be there: as often as not at `even`, for it shares its sum with all that is beside it."""
+    return rng.random() < mass / (2 * even)
 
 
 def questions(facts: PhotoFacts, rng: random.Random, count: int) -> list[QA]:
     """Turns about the main subject, and about things that are likely there or certainly not."""
-    turns = [QA(rng.choice(WHAT), with_article(drawn(facts, rng)), "name")]
+    turns = [QA(rng.choice(WHAT), with_article(drawn(facts, rng)), "name") for _ in range(2)]
     second = max((noun for noun in facts.masses if noun != facts.noun), key=lambda noun: facts.masses[noun])
     for noun in (facts.noun, facts.noun, second):
         if facts.masses[noun] > ABSENT:
             turns.append(exists(noun, there(facts.masses[noun], rng), rng))
     if facts.person > ABSENT:
-        turns.append(exists("person", there(facts.person, rng), rng))
+        turns.append(exists("person", there(facts.person, rng, SOMEBODY), rng))
     elif facts.groups.get("person", 0) < ABSENT:
         turns.append(exists("person", False, rng))
     absent = [name for name, mass in facts.masses.items() if mass < ABSENT / 3]

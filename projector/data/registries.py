@@ -142,6 +142,30 @@ PACKAGES = (
         holds="photographs and drawings with their names: tests the style tuxpaint",
         trained=False,
     ),
+    *(
+        Package("PyPI", name, version, name, licence, by, "photographs: tests of their names", trained=False)
+        for name, version, licence, by in (
+            (
+                "scikit-image",
+                "0.26.0",
+                "BSD-3-Clause",
+                "the scikit-image team; its data folder names the photographers",
+            ),
+            (
+                "scikit-learn",
+                "1.9.1",
+                "BSD-3-Clause; its pictures CC-BY-2.0",
+                "the scikit-learn developers; its images folder names the photographers",
+            ),
+            ("gradio", "6.31.0", "Apache-2.0", "the Gradio team"),
+            (
+                "matplotlib",
+                "3.11.2",
+                "Matplotlib License",
+                "the Matplotlib development team; U.S. Navy (public domain)",
+            ),
+        )
+    ),
 )
 
 LICENCES = (

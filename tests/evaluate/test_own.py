@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from projector.data.corpus import HELD_OUT_HANDS, HELD_OUT_STYLE, SCENE_STYLES
+from projector.data.photographs import photographs
 from projector.data.pictures import INDEX
 from projector.data.samples import QA, Sample, write_jsonl
 from vision_lm.errors import EvaluationError
@@ -71,3 +72,19 @@ def test_a_build_without_a_file_is_named(data: Path) -> None:
     missing.unlink()
     with pytest.raises(EvaluationError, match=f"lacks {missing}; `vision-lm data build"):
         read_task("hands", TaskFiles(data=data))
+
+
+def test_photographs_are_asked_by_every_name(tmp_path: Path) -> None:
+    """Each picture of the table, apart by whether ImageNet has such a thing; a package that is not there is named."""
+    for one in photographs(tmp_path):
+        one.path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "white").save(one.path)
+    task = read_task("photographs", TaskFiles(data=tmp_path))
+    by_name = {item.id: item for item in task.items}
+    assert len(by_name) == len(task.items)
+    assert {"a cat", "cat"} <= set(by_name["chelsea.png"].references)
+    assert {"an espresso", "a cup of coffee"} <= set(by_name["coffee.png"].references)
+    assert (by_name["lion.jpg"].kind, by_name["moon.png"].kind) == ("in ImageNet", "not in ImageNet")
+    task.items[0].image.unlink()
+    with pytest.raises(EvaluationError, match="chelsea.png; `vision-lm data build"):
+        read_task("photographs", TaskFiles(data=tmp_path))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from projector.calibrate import apply, calibration_error, fit
-from vision_lm.answer import confidence
+from vision_lm.confidence import Sureness, of_answer
 from vision_lm.config import Calibration, PlattScaling
 
 
@@ -36,7 +36,7 @@ def test_fit_recovers_known_distortions() -> None:
 
 
 def test_the_fit_is_what_answers_use() -> None:
-    """The numpy curve that is fitted is the one that `Answer.confidence` applies."""
+    """The numpy curve that is fitted is the one that answers apply."""
     curve = Calibration(
         0.7, 0.3, word=PlattScaling(0.9, -0.6), pointing=(PlattScaling(1.2, -0.2), PlattScaling(0.5, 0.1))
     )
@@ -44,7 +44,9 @@ def test_the_fit_is_what_answers_use() -> None:
         for words in (1, 2, 3):
             for places in range(4):
                 expected = apply(curve, np.array([p]), np.array([words]), np.array([places]))[0]
-                found = confidence([np.log(p), *[0.0] * (words - 1)], curve, points=[0.0] * places)
+                values = (float(np.log(p)), *[0.0] * (words - 1 + places))
+                pointing = (*[False] * words, *[True] * places)
+                found = of_answer("two red stars", Sureness(values, pointing), curve)
                 assert found == pytest.approx(float(expected), rel=1e-9)
 
 

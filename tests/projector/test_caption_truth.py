@@ -19,6 +19,7 @@ SAID = {
     "normal": ("A red circle and two blue stars.", "A drawing."),
     "long": ("There is a cat. The cat is left of the dog.", "A green square and a red square."),
 }
+SURE = 0.75
 
 
 class Described:
@@ -26,7 +27,7 @@ class Described:
 
     def caption(self, pictures: Sequence[Path], length: str, *, checked: bool) -> list[Answer]:
         assert not checked
-        return [Answer(SAID[length][int(path.stem)], 1.0, "stop", (), ()) for path in pictures]
+        return [Answer(SAID[length][int(path.stem)], SURE, "stop", (), ()) for path in pictures]
 
 
 def test_objects_that_are_there_and_those_that_are_named() -> None:
@@ -44,3 +45,7 @@ def test_objects_that_are_there_and_those_that_are_named() -> None:
     assert (normal.named, normal.true, normal.recall) == (3, 1.0, pytest.approx(3 / 5))
     assert (normal.low, normal.high) == (0.0, 1.0)  # of the second alone nothing is named
     assert (long.named, long.true, long.recall) == (5, pytest.approx(3 / 5), pytest.approx(2 / 5))
+    # Of two short captions one is wholly true, of the normal ones both, of the long ones the first has a dog beside its cat.
+    assert (short.whole, short.calibration_error) == (0.5, pytest.approx(0.25))
+    assert (normal.whole, normal.calibration_error) == (1.0, pytest.approx(0.25))
+    assert (long.whole, long.calibration_error) == (0.0, pytest.approx(0.75))

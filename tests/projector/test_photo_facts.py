@@ -55,3 +55,17 @@ def test_a_thing_is_named_as_often_as_it_is_likely(share: float) -> None:
     assert np.mean(there) == pytest.approx(min(1.0, share / 0.7), abs=0.06)
     if share == 0.9:  # of which next to nothing is left for others
         assert not any(turn.answer == "yes" for turn in turns if "person" in turn.question)
+
+
+def test_several_weak_signs_are_somebody() -> None:
+    """A helmet, a sledge and a jersey, none of them likely: captions, names and "Is there a person?" all say a person."""
+    signs = [n for n, entry in enumerate(CLASSES) if entry.person_likely and entry.group != "person"][:3]
+    p = np.full(len(CLASSES), (1 - 0.36) / (len(CLASSES) - 3))
+    p[signs] = 0.12
+    facts = photo_facts(p)
+    rng = random.Random(0)
+    turns = [turn for _ in range(300) for turn in questions(facts, rng, 12)]
+    yes = [turn.answer == "yes" for turn in turns if turn.kind == "existence" and "person" in turn.question]
+    named = [turn.answer == "a person" for turn in turns if turn.kind == "name"]
+    said = [caption(facts, "short", rng) == "A person." for _ in range(300)]
+    assert np.mean(yes) > 0.8 and np.mean(named) > 0.8 and np.mean(said) > 0.8

@@ -12,6 +12,7 @@ import pytest
 from projector.data import registries
 from projector.data.build import build
 from projector.data.corpus import HELD_OUT_HANDS, HELD_OUT_STYLE
+from projector.data.photographs import photographs
 from projector.data.vendors import VENDORS
 from vision_lm.errors import DataError
 
@@ -79,8 +80,11 @@ def test_every_source_has_a_permissive_licence() -> None:
             "Creative Commons Public Domain Dedication",
         )
         assert one.licence.split(";")[0] in (
-            permissive if one.trained else (*permissive, "CC-BY-SA-4.0", "GPL-2.0")
+            permissive
+            if one.trained
+            else (*permissive, "BSD-3-Clause", "Matplotlib License", "CC-BY-SA-4.0", "GPL-2.0")
         )
     tested = {one.folder for one in registries.PACKAGES if not one.trained}
     vendors = {one.folder for one in VENDORS if one.style in (HELD_OUT_STYLE, *HELD_OUT_HANDS)}
-    assert tested == vendors | {"tuxpaint-stamps"}
+    with_photographs = {one.path.relative_to("packages").parts[0] for one in photographs(Path())}
+    assert tested == vendors | {"tuxpaint-stamps"} | with_photographs

@@ -13,6 +13,7 @@ from projector.data.caption_objects import hallucinated, named_things
 from projector.data.corpus import CAPTION_REQUESTS, HELD_OUT_HANDS, LINE_HANDS, MORE_HANDS, SCENE_STYLES
 from projector.data.held_out import reported_part
 from projector.data.imagenet_names import CLASSES
+from projector.data.photographs import photographs as pictured
 from projector.data.pictures import load_pictures
 from projector.data.samples import Sample, iter_jsonl
 from projector.data.scene_grammar import with_article
@@ -66,6 +67,29 @@ def hands(files: TaskFiles) -> Task:
     return Task("hands", tuple(items), Accuracy(exact), tuple(paths.values()), blind=True)
 
 
+def photographs(files: TaskFiles) -> Task:
+    """Photographs that come with packages: of what one of ImageNet's classes is, and of what none is."""
+    taken = pictured(files.data)
+    paths = tuple(one.path for one in taken)
+    for path in paths:
+        _there(files, path)
+    items = tuple(
+        Item(
+            one.path.name,
+            one.path,
+            _with_articles(one.names),
+            "What is this?",
+            "in ImageNet" if one.in_imagenet else "not in ImageNet",
+        )
+        for one in taken
+    )
+    return Task("photographs", items, Accuracy(exact), paths, blind=True)
+
+
+def _with_articles(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({form for one in names for form in (one, with_article(one))}))
+
+
 def _named(files: TaskFiles, samples: Iterable[tuple[int | str, Sample]], kind: str) -> Iterator[Item]:
     """What each of these pictures is, where something of that name was trained: a drawing, or one of ImageNet's classes.
 
@@ -84,8 +108,7 @@ def _named(files: TaskFiles, samples: Iterable[tuple[int | str, Sample]], kind: 
         name = name.removeprefix("a ").removeprefix("an ")
         names = {name, *aliases[name]}
         if not trained.isdisjoint(names):
-            right = sorted({form for one in names for form in (one, with_article(one))})
-            yield Item(str(place), sample.images[0], tuple(right), "What is this?", kind)
+            yield Item(str(place), sample.images[0], _with_articles(names), "What is this?", kind)
 
 
 def hallucination(files: TaskFiles) -> Task:
@@ -136,7 +159,10 @@ class NamedObjects:
 
 
 def _held_out(files: TaskFiles, name: str) -> Path:
-    path = files.data / "corpus" / "held_out" / name
+    return _there(files, files.data / "corpus" / "held_out" / name)
+
+
+def _there(files: TaskFiles, path: Path) -> Path:
     if not path.is_file():
         raise EvaluationError(
             f"--data {files.data}: lacks {path}; `vision-lm data build --out {files.data}` makes it"
