@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.importers.layouts import SMALL_CLIP, TEXT, Parts
+from tests.importers.parity import save
+from tests.importers.test_import_llava_phi import NAMES, config
 from vision_lm.checkpoint import Checkpoint, read_checkpoint
 from vision_lm.model import VisionLM
 from vision_lm.model_card import ModelCard, read_licence
@@ -22,7 +27,15 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 
 
 @pytest.fixture
-def hub(vit_checkpoint: Checkpoint, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+def announced() -> dict[str, int]:
+    """Files that are said to be larger than they are."""
+    return {}
+
+
+@pytest.fixture
+def hub(
+    vit_checkpoint: Checkpoint, tmp_path: Path, announced: dict[str, int]
+) -> Iterator[tuple[str, list[str]]]:
     """A hub with one repository, me/tiny, and the requests that it got."""
     folder, asked = tmp_path / "repository", list[str]()
     card = ModelCard("mit", ("drawings",), {"accuracy": "1 of 2"})
@@ -48,8 +61,10 @@ def hub(vit_checkpoint: Checkpoint, tmp_path: Path) -> Iterator[tuple[str, list[
                 return self.answer(200, json.dumps(about).encode(), {})
             if parts[:3] == ["me", "tiny", "resolve"] and (folder / parts[-1]).is_file():
                 data = (folder / parts[-1]).read_bytes()
+                size = announced.get(parts[-1], len(data))
                 etag = f'"{hashlib.sha1(data).hexdigest()}"'
-                return self.answer(200, data, {"ETag": etag, "X-Repo-Commit": parts[3]})
+                said = {"ETag": etag, "X-Repo-Commit": parts[3], "X-Linked-Size": str(size)}
+                return self.answer(200, data, said)
             return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
 
         def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -100,6 +115,65 @@ def test_a_revision_is_pinned_cached_and_found_offline(hub: tuple[str, list[str]
     missing = info("me/tiny@v9", address, tmp_path / "cache")
     assert missing.returncode == 2
     assert "me/tiny: has no revision 'v9'" in missing.stderr
+
+
+def test_a_disk_that_is_too_small_is_known_beforehand(
+    hub: tuple[str, list[str]], announced: dict[str, int], tmp_path: Path
+) -> None:
+    """One line with what is needed, what is free, where and what to do; of what is too large no byte is fetched."""
+    address, asked = hub
+    announced["model.safetensors"] = 10**18
+    done = info("me/tiny", address, tmp_path / "cache")
+    assert (done.returncode, done.stdout) == (2, "")
+    *_, said = done.stderr.splitlines()  # after the hub's own progress
+    assert said.startswith("vision-lm: error: me/tiny: needs 1,000,000,000,")
+    assert f" bytes and {tmp_path / 'cache'} has " in said
+    assert said.endswith(" free; make room, or set HF_HUB_CACHE to a folder with more")
+    fetched = [one for one in asked if one.startswith("GET") and "/resolve/" in one]
+    assert fetched and all("config.json" in one for one in fetched), "which tell whose checkpoint it is"
+
+
+@pytest.mark.parametrize("files", [("model.safetensors", "pytorch_model.bin"), ("pytorch_model.bin",)])
+def test_weights_are_fetched_once(hub: tuple[str, list[str]], tmp_path: Path, files: tuple[str, ...]) -> None:
+    """Of a repository of another project that has both, the safetensors alone; what came from where, `info` then tells."""
+    address, asked = hub
+    folder = tmp_path / "repository"
+    shutil.rmtree(folder)
+    parts = Parts("clip", SMALL_CLIP, TEXT)
+    save(folder, config("clip", SMALL_CLIP, TEXT), parts.tensors(*NAMES))
+    torch.save(parts.tensors(*NAMES), folder / "pytorch_model.bin")
+    if "model.safetensors" not in files:
+        (folder / "model.safetensors").unlink()
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    done = info("me/tiny@v1", address, tmp_path / "cache", XDG_CACHE_HOME=str(tmp_path / "kept"))
+    assert done.returncode == 0, done.stderr
+    weights = {one.rpartition("/")[2] for one in asked if one.endswith((".safetensors", ".bin"))}
+    assert weights == {files[0]}
+    lines = {key: value.strip() for key, value in (one.split(":", 1) for one in done.stdout.splitlines())}
+    assert (lines["name"], lines["licence"]) == ("tiny", "apache-2.0")
+    assert lines["origin"] == f"me/tiny@v1, commit {COMMITS['v1']}, imported as LLaVA-Phi and Mipha"
+    asked.clear()
+    offline = {"XDG_CACHE_HOME": str(tmp_path / "kept"), "HF_HUB_OFFLINE": "1"}
+    again = info("me/tiny@v1", address, tmp_path / "cache", **offline)
+    assert (again.returncode, again.stdout, asked) == (0, done.stdout, [])
+
+
+def test_a_hub_that_does_not_answer(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    """What is in the cache is loaded without it; what is not is one line, as is a repository that it does not have."""
+    address, _ = hub
+    nobody = "http://127.0.0.1:9"  # where nothing listens
+    cache = tmp_path / "cache"
+    there = info("me/tiny", address, cache)
+    again = info("me/tiny", nobody, cache)
+    assert (again.returncode, again.stdout) == (0, there.stdout)
+    for name, asked, said in (
+        ("me/tiny@v1", nobody, "not on this machine, and the hub cannot be reached"),
+        ("me/other", address, "no folder here, and no repository on the hub"),
+    ):
+        done = info(name, asked, cache)
+        assert (done.returncode, done.stdout) == (2, "")
+        *_, line = done.stderr.splitlines()
+        assert line.startswith(f"vision-lm: error: {name}: {said}")
 
 
 def test_of_an_unknown_family_no_weights_are_fetched(hub: tuple[str, list[str]], tmp_path: Path) -> None:

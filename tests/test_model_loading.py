@@ -17,6 +17,7 @@ from tests.conftest import VIT, Pictures, random_checkpoint
 from vision_lm.checkpoint import Checkpoint
 from vision_lm.encoder import ImageEncoder
 from vision_lm.engine import device
+from vision_lm.errors import CheckpointError
 from vision_lm.model import VisionLM
 from vision_lm.model_card import ModelCard
 
@@ -131,3 +132,35 @@ def test_imports_stay_light() -> None:
         "vision_lm.VisionLM; assert not {'transformers', 'open_clip', 'timm'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+@pytest.mark.parametrize("way", ["embedded", "a folder", "a folder named like a repository"])
+def test_only_the_hub_has_revisions(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`revision` beside a name that is none of the hub's is one line that says so, and no other checkpoint is loaded."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me" / "model").mkdir(parents=True)
+    source: Any = {"embedded": "mini", "a folder": tmp_path / "me" / "model"}.get(way, "me/model")
+    with pytest.raises(
+        CheckpointError, match="only a hub's repository has revisions; leave 'v1' out"
+    ) as caught:
+        vision_lm.load(source, revision="v1")
+    assert str(caught.value).startswith(f"{source}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_lora_weights_alone_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load()` has no option for the base or the tower that they go with: the error gives the command that has."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/their/machine/phi-2"}')
+    command = f"vision-lm import {folder} --out DIR --base FOLDER_OR_ID"
+    with pytest.raises(CheckpointError, match=r"without the config\.json of the model") as caught:
+        vision_lm.load(folder)
+    assert str(caught.value).endswith(command)
+    (folder / "config.json").write_text('{"model_type": "bunny-phi"}')
+    with pytest.raises(
+        CheckpointError, match="base_model_name_or_path is /their/machine/phi-2, which is not"
+    ) as caught:
+        vision_lm.load(folder)
+    assert str(caught.value).endswith(command)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vision_lm.config import Config
+from vision_lm.disk_space import check_disk_space
 from vision_lm.errors import CheckpointError
 from vision_lm.model_files import (
     CONFIG,
@@ -29,6 +29,7 @@ from vision_lm.model_files import (
     read_tensors,
     read_tokenizer,
 )
+from vision_lm.safetensors_file import write_tensors
 from vision_lm.skeleton import build_on_meta, check_tensors, expected_tensors, patch_layout
 
 __all__ = [
@@ -39,9 +40,11 @@ __all__ = [
     "expected_tensors",
     "read_checkpoint",
     "write_checkpoint",
+    "write_made",
 ]
 
 EMBEDDED = Path(__file__).parent / "weights"
+_SPARE = 16 << 20  # bytes, for config, tokenizer and what a folder's own entries take
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,11 @@ def checkpoint_folder(source: str | os.PathLike[str]) -> Path:
     """Where the files of a checkpoint are, fetched first if need be. Raises CheckpointError."""
     if (embedded := _embedded(os.fspath(source))) is not None:
         return embedded
+    name, _, revision = os.fspath(source).rpartition("@")
+    if _embedded(name) is not None:
+        raise CheckpointError(
+            f"{name}: embedded, and only a hub's repository has revisions; leave {revision!r} out"
+        )
     from vision_lm.importers.cached import DESCRIPTIONS, imported_folder, is_foreign
 
     # Whose it is, is known before its weights are fetched: of a family that nobody knows they would be gigabytes for nothing.
@@ -112,20 +120,27 @@ def write_checkpoint(
     """Write a checkpoint. A process killed on the way leaves the old one, the new one, or none that loads.
 
     `tensors` must be exactly those of `expected_tensors(config)`, in any floating type, on any device.
-    Raises CheckpointError for what could not be read again.
+    Raises CheckpointError for what could not be read again, and where the disk has no room for it.
     """
-    from safetensors.torch import save_file
+    write_made(folder, config, tensors, tensors.__getitem__, tokenizer)
 
+
+def write_made(
+    folder: str | os.PathLike[str],
+    config: Config,
+    like: Mapping[str, Tensor],
+    make: Callable[[str], Tensor],
+    tokenizer: Tokenizer,
+) -> None:
+    """The same of tensors that are made one by one as they are written; `like` has their shapes and types."""
     folder = Path(folder)
     config.check(str(folder))
-    check_tensors(tensors, expected_tensors(config), folder)
+    check_tensors(like, expected_tensors(config), folder)
+    check_disk_space(str(folder), sum(tensor.nbytes for tensor in like.values()) + _SPARE, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     _write(_partial(folder / CONFIG), config.to_json().encode())
     _write(_partial(folder / TOKENIZER), tokenizer.to_str(pretty=True).encode())
-    save_file(whole, _partial(folder / TENSORS), metadata={"format": "pt"})
-    # safetensors makes files that their owner alone may read.
-    shutil.copymode(_partial(folder / CONFIG), _partial(folder / TENSORS))
+    write_tensors(_partial(folder / TENSORS), like, make)
     _flush(_partial(folder / TENSORS))
     changed = [name for name in (CONFIG, TOKENIZER) if not _same(folder / name, _partial(folder / name))]
     if changed:  # old tensors must not load beside a new config, nor the other way round

@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from vision_lm.checkpoint import Checkpoint
 
 MIB = 1 << 20
+UNKNOWN = "unknown"
 
 
 def run(options: argparse.Namespace) -> int:
     """A line for every fact."""
-    from vision_lm.checkpoint import checkpoint_folder, read_checkpoint
+    from vision_lm.checkpoint import EMBEDDED, checkpoint_folder, read_checkpoint
     from vision_lm.model_card import read_licence
     from vision_lm.model_files import CARD
+    from vision_lm.origin import read_origin
 
     checkpoint = read_checkpoint(options.model)
     folder = checkpoint_folder(options.model)
@@ -23,8 +25,11 @@ def run(options: argparse.Namespace) -> int:
     lines["memory"] = ", ".join(
         f"{size / MIB:,.0f} MiB in {kind}" for kind, size in memory(checkpoint).items()
     )
-    lines["licence"] = read_licence(folder / CARD) or f"not stated ({CARD} has no licence)"
-    lines["from"] = str(folder)  # of a hub's repository: its cache, which names repository and commit
+    origin = read_origin(folder)
+    stated = read_licence(folder / CARD) or (origin and origin.licence)
+    lines["licence"] = stated or UNKNOWN
+    lines["origin"] = "part of vision-lm" if folder.parent == EMBEDDED else str(origin or UNKNOWN)
+    lines["from"] = str(folder)
     for key, value in lines.items():
         print(f"{key + ':':<14}{value}")
     return 0

@@ -80,17 +80,18 @@ def write_card(checkpoint: Checkpoint, card: ModelCard) -> str:
 def read_licence(path: Path) -> str | None:
     """The licence that a card states between its first two lines of dashes. Raises CheckpointError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); it should be UTF-8 text") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
     if lines[:1] != ["---"]:
         return None
+    stated: dict[str, str] = {}
     for line in lines[1:]:
-        key, _, value = line.partition(":")
         if line == "---":
             break
-        if key == "license":
-            return value.strip().strip("\"'") or None
-    return None
+        key, _, value = line.partition(":")
+        stated[key] = value.strip().strip("\"'")
+    licence = stated.get("license") or None
+    return stated.get("license_name") or licence if licence == "other" else licence

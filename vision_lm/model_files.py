@@ -33,48 +33,19 @@ def find_folder(source: str | os.PathLike[str], files: Sequence[str]) -> Path:
         return folder
     if folder.exists():
         raise CheckpointError(f"{name}: this is a file; give the folder that holds {', '.join(files[:3])}")
+    place, at, wanted = name.rpartition("@")
+    if at and Path(place).expanduser().exists():
+        raise CheckpointError(
+            f"{place}: lies here, and only a hub's repository has revisions; leave {wanted!r} out"
+        )
     hub_id, _, revision = name.partition("@")
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", hub_id) and (revision or "@" not in name):
+        from vision_lm.hub import download
+
         return download(hub_id, files, revision or None)
     raise CheckpointError(
         f"{name}: no such folder; give a folder or a hub id (owner/name, owner/name@revision)"
     )
-
-
-def download(hub_id: str, files: Sequence[str], revision: str | None = None) -> Path:
-    """Fetch these files of a hub repository, or find them in its cache. Raises CheckpointError.
-
-    Cache, offline mode and token are those of huggingface_hub (HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN).
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(files)))
-    except GatedRepoError:
-        raise CheckpointError(
-            f"{hub_id}: gated; accept its terms on the hub and run `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            f"{hub_id}: no folder here, and no repository on the hub; check the name"
-        ) from None
-    except RevisionNotFoundError:
-        raise CheckpointError(
-            f"{hub_id}: has no revision {revision!r}; give a branch, a tag or a commit"
-        ) from None
-    except LocalEntryNotFoundError:
-        remedy, at = "connect to the network, or give a folder", f"@{revision}" if revision else ""
-        raise CheckpointError(
-            f"{hub_id}{at}: not on this machine, and the hub cannot be reached; {remedy}"
-        ) from None
-    except Exception as error:  # the hub's client passes on whatever its HTTP library raises
-        raise CheckpointError(f"{hub_id}: cannot be fetched from the hub ({one_line(error)})") from error
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

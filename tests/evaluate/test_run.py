@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import vision_lm.evaluate as evaluate_package
 from vision_lm.errors import EvaluationError
+from vision_lm.evaluate.evaluation import Model, run_task
 from vision_lm.evaluate.predictions import Failure, Prediction
 from vision_lm.evaluate.registry import read_task
 from vision_lm.evaluate.results import Result
-from vision_lm.evaluate.run import Model, run_task
 from vision_lm.evaluate.settings import Settings, TaskFiles
 from vision_lm.evaluate.tasks import Item
 
@@ -259,3 +260,17 @@ def test_the_other_published_layouts(tmp_path: Path) -> None:
     }
     (item,) = read_task("coco", TaskFiles(annotations=written("coco.json", captions), images=tmp_path)).items
     assert item.references == ("A cat.", "One cat.") and item.question is None
+
+
+def test_the_public_call_twice_in_one_process(tmp_path: Path) -> None:
+    """`vision_lm.evaluate.run` is a function before and after its first call; other things it reads must not hide it."""
+    files = vqa_files(tmp_path)
+    predictions = tmp_path / "given.json"
+    predictions.write_text(json.dumps([{"question_id": number, "answer": "red"} for number in range(6)]))
+    scores = [
+        evaluate_package.run(
+            Settings("vqav2", tmp_path / f"out-{number}", files, predictions=predictions, resamples=20)
+        ).seeing.overall
+        for number in range(2)
+    ]
+    assert scores[0] == scores[1]

@@ -12,9 +12,9 @@ from tests.evaluate.test_run import Rules, vqa_files
 from vision_lm.answer import AnswerWriter
 from vision_lm.config import Calibration
 from vision_lm.engine import Generation
+from vision_lm.evaluate.evaluation import Model, run_task
 from vision_lm.evaluate.predictions import Prediction
 from vision_lm.evaluate.registry import read_task
-from vision_lm.evaluate.run import Model, run_task
 from vision_lm.evaluate.selective import (
     calibration_error,
     calibration_error_by_chance,

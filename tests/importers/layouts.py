@@ -17,6 +17,14 @@ from vision_lm.config import TextConfig
 from vision_lm.phi import build_phi
 
 TEXT = text_config(max_position_embeddings=512, num_key_value_heads=4)
+# Phi-2's heads, fewer of them: 80 wide, of which 32 are rotated.
+PHI_2_HEADS = text_config(
+    hidden_size=160,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    partial_rotary_factor=0.4,
+)
 # At reduced width as at full: patches of 14 pixels, 6 pixels beyond the last one, heads 72 wide.
 SMALL = {
     "hidden_size": 144,

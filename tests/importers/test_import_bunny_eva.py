@@ -16,7 +16,7 @@ from tests.conftest import train_tokenizer
 from tests.importers.eva import EVA_L, SMALL_EVA, Turn
 from tests.importers.layouts import TEXT, Parts
 from tests.importers.parity import assert_parity, close, imported, picture, save
-from tests.importers.test_import_bunny_imp import bunny_config, save_lora
+from tests.importers.test_import_bunny_imp import adapter, bunny_config, save_lora
 from tests.importers.test_import_llava_phi import PROMPT, on_a_square
 from tests.importers.test_import_refusals import Bomb
 from vision_lm.bench.shapes import PHI_1_5, PHI_2
@@ -109,25 +109,15 @@ def test_positions_are_counted_as_sixteen_a_side(tmp_path: Path) -> None:
     assert (other - ours).abs().max() > 0.01 * ours.abs().max()
 
 
-def lora(parts: Parts, folder: Path) -> dict[str, Tensor]:
-    """As Bunny trains: rank 128 at every linear layer of the Phi, and the base with its bias at the output."""
-    (folder / "adapter_config.json").write_text('{"r": 128, "lora_alpha": 256, "bias": "none"}')
-    added: dict[str, Tensor] = {}
-    for name, tensor in parts.phi.state_dict().items():
-        if name.startswith("model.layers.") and tensor.ndim == 2:
-            stem = f"base_model.model.{name.removesuffix('.weight')}"
-            added[f"{stem}.lora_A.weight"] = torch.empty(128, tensor.shape[1])
-            added[f"{stem}.lora_B.weight"] = torch.empty(tensor.shape[0], 128)
-    return parts.tensors(*NAMES) | added
-
-
 @pytest.mark.parametrize(("text", "form"), [(PHI_1_5, "merged"), (PHI_1_5, "LoRA"), (PHI_2, "LoRA")])
 def test_every_tensor_of_the_public_sizes_is_used(text: TextConfig, form: str, tmp_path: Path) -> None:
     """On the meta device; our tower then is, name by name, the first 23 layers of timm's, which open_clip publishes."""
     with torch.device("meta"):
         published = timm.create_model("eva02_large_patch14_clip_336").state_dict()
         parts = Parts("eva", EVA_L, text, head_bias=form == "LoRA")
-        tensors = lora(parts, tmp_path) if form == "LoRA" else parts.tensors(*NAMES)
+        tensors = parts.tensors(*NAMES)
+        if form == "LoRA":
+            tensors |= adapter(tmp_path, parts)
     source = Source("full", tmp_path, config(text))
     converted = convert(source, tensors, train_tokenizer())
     check(converted, source)

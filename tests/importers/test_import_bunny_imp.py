@@ -15,6 +15,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from tests.conftest import train_tokenizer
 from tests.importers.layouts import (
+    PHI_2_HEADS,
     SMALL_SIGLIP,
     SO400M,
     TEXT,
@@ -26,6 +27,7 @@ from tests.importers.parity import assert_parity, picture, save
 from tests.importers.test_import_llava_phi import PROMPT, on_a_square
 from vision_lm.bench.shapes import PHI_1_5, PHI_2
 from vision_lm.checkpoint import read_checkpoint
+from vision_lm.config import TextConfig
 from vision_lm.importers import bunny, imp
 from vision_lm.importers.importing import check, import_checkpoint
 from vision_lm.importers.source import Source
@@ -105,11 +107,12 @@ def save_lora(root: Path, parts: Parts, config: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("text", [TEXT, PHI_2_HEADS], ids=["heads of 16", "Phi-2's heads"])
 @pytest.mark.parametrize("names", ["transformers", "mixer"])
-def test_imp(tmp_path: Path, names: str) -> None:
+def test_imp(tmp_path: Path, names: str, text: TextConfig) -> None:
     """The tower's last layer is not in the file; an answer ends with the text </s>."""
-    parts = Parts("siglip", SMALL_SIGLIP, TEXT)
-    tensors, raw = imp_layout(parts, names)
+    parts = Parts("siglip", SMALL_SIGLIP, text)
+    tensors, raw = imp_layout(parts, names, text)
     vlm_folder = save(tmp_path / "theirs", raw, tensors)
     import_checkpoint(vlm_folder, tmp_path / "ours")
     vlm = VisionLM(read_checkpoint(tmp_path / "ours"), device="cpu")
@@ -135,19 +138,46 @@ def imp_layout(parts: Parts, names: str, text: Any = TEXT) -> tuple[dict[str, Te
     return {name: t for name, t in tensors.items() if not name.startswith(dropped)}, raw
 
 
-@pytest.mark.parametrize("family", ["bunny", "imp", "imp, first release"])
-def test_every_tensor_of_the_public_sizes_is_used(family: str) -> None:
-    """bunny-phi-1.5-siglip merged and imp-v1-3b, on the meta device."""
-    text = PHI_1_5 if family == "bunny" else PHI_2
+def adapter(root: Path, parts: Parts) -> dict[str, Tensor]:
+    """As Bunny trains: rank 128 at every linear layer of the Phi."""
+    (root / "adapter_config.json").write_text('{"r": 128, "lora_alpha": 256, "bias": "none"}')
+    added: dict[str, Tensor] = {}
+    for name, tensor in parts.phi.state_dict().items():
+        if name.startswith("model.layers.") and tensor.ndim == 2:
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            added[f"{stem}.lora_A.weight"] = tensor.new_empty(128, tensor.shape[1])
+            added[f"{stem}.lora_B.weight"] = tensor.new_empty(tensor.shape[0], 128)
+    return added
+
+
+@pytest.mark.parametrize(("text", "form"), [(PHI_1_5, "merged"), (PHI_2, "merged"), (PHI_1_5, "LoRA")])
+def test_every_tensor_of_bunnys_public_sizes_is_used(text: TextConfig, form: str, tmp_path: Path) -> None:
+    """bunny-phi-1.5-siglip merged, Bunny-v1.0-3B, and bunny-phi-1.5-siglip-lora with its base, on the meta device."""
     with torch.device("meta"):
-        parts = Parts("siglip", SO400M, text, head_bias=family != "bunny")
-        if family == "bunny":
-            tensors, raw, module = parts.tensors(*BUNNY), bunny_config(text), bunny
-        else:
-            tensors, raw = imp_layout(parts, "mixer" if "first" in family else "transformers", text)
-            module = imp
+        parts = Parts("siglip", SO400M, text, head_bias=form == "LoRA")
+        tensors = parts.tensors(*BUNNY)
+        if form == "LoRA":
+            tensors |= adapter(tmp_path, parts)
+    source = Source("full", tmp_path, bunny_config(text))
+    converted = bunny.convert(source, tensors, train_tokenizer())
+    made = check(converted, source)
+    assert converted.config.text == text
+    assert (converted.config.vision.image_size, converted.config.vision.skip_patches) == (384, 0)
+    assert sum(name.endswith(".attn.qkv.weight") for name in converted.table) == 26
+    merged = [name for name, one in converted.table.items() if any(".lora_" in each for each in one.names)]
+    assert len(merged) == (6 * text.num_hidden_layers if form == "LoRA" else 0)
+    assert made["phi.lm_head.bias"].shape == (text.vocab_size,), "zeros: Bunny has none"
+
+
+@pytest.mark.parametrize("names", ["transformers", "mixer"])
+def test_every_tensor_of_imps_public_sizes_is_used(names: str) -> None:
+    """imp-v1-3b, its later releases and its first, on the meta device."""
+    text = PHI_2
+    with torch.device("meta"):
+        parts = Parts("siglip", SO400M, text)
+        tensors, raw = imp_layout(parts, names, text)
     source = Source("full", Path("full"), raw)
-    converted = module.convert(source, tensors, train_tokenizer())
+    converted = imp.convert(source, tensors, train_tokenizer())
     check(converted, source)
     assert converted.config.text == text
     assert converted.config.vision.image_size == 384

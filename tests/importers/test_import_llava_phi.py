@@ -17,6 +17,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from tests.conftest import train_tokenizer
 from tests.importers.layouts import (
     CLIP_L,
+    PHI_2_HEADS,
     SMALL_CLIP,
     SMALL_SIGLIP,
     SO400M,
@@ -65,24 +66,29 @@ def clip_pixels(image: Image.Image) -> Tensor:
     return processor(image, return_tensors="pt")["pixel_values"]
 
 
+@pytest.mark.parametrize("text", [TEXT, PHI_2_HEADS], ids=["heads of 16", "Phi-2's heads"])
 @pytest.mark.parametrize("aspect", ["pad", "square"])
-def test_llava_phi(tmp_path: Path, aspect: str) -> None:
-    parts = Parts("clip", SMALL_CLIP, TEXT)
+def test_llava_phi(tmp_path: Path, aspect: str, text: TextConfig) -> None:
+    """Padded or cut, with heads of which half is rotated and with Phi-2's: 80 wide, 32 of them rotated."""
+    parts = Parts("clip", SMALL_CLIP, text)
     settings = {"size": {"shortest_edge": 42}, "crop_size": {"height": 42, "width": 42}, "resample": 3}
-    raw = config("clip", SMALL_CLIP, TEXT, image_aspect_ratio=aspect)
+    raw = config("clip", SMALL_CLIP, text, image_aspect_ratio=aspect)
     folder = save(tmp_path / "theirs", raw, parts.tensors(*NAMES), preprocessor_config=settings)
     vlm = imported(folder, tmp_path / "ours")
+    assert vlm.config.text == text
     image = picture() if aspect == "square" else on_a_square(picture(), (122, 116, 104))
     assert_parity(vlm, parts.original(clip_pixels(image), PROMPT, train_tokenizer(), skip=1))
 
 
-def test_mipha_with_fused_queries_keys_and_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [TEXT, PHI_2_HEADS], ids=["heads of 16", "Phi-2's heads"])
+def test_mipha_with_fused_queries_keys_and_values(tmp_path: Path, text: TextConfig) -> None:
     """SigLIP, every patch of it, and the attention's matrices as transformers 4.36 and Mipha's own Phi-1.5 keep them."""
-    parts = Parts("siglip", SMALL_SIGLIP, TEXT)
-    tensors = fused_head_by_head(parts.tensors(*NAMES), "model", TEXT.num_attention_heads)
-    assert tensors["model.layers.0.self_attn.query_key_value.weight"].shape == (192, 64)
+    parts = Parts("siglip", SMALL_SIGLIP, text)
+    tensors = fused_head_by_head(parts.tensors(*NAMES), "model", text.num_attention_heads)
+    fused = tensors["model.layers.0.self_attn.query_key_value.weight"]
+    assert fused.shape == (3 * text.hidden_size, text.hidden_size)
     assert not any(".q_proj." in name for name in tensors if name.startswith("model.layers."))
-    folder = save(tmp_path / "theirs", config("siglip", SMALL_SIGLIP, TEXT), tensors)
+    folder = save(tmp_path / "theirs", config("siglip", SMALL_SIGLIP, text), tensors)
     vlm = imported(folder, tmp_path / "ours")
     processor = SiglipImageProcessorPil(size={"height": 48, "width": 48})
     pixels = processor(picture(), return_tensors="pt")["pixel_values"]
@@ -90,15 +96,24 @@ def test_mipha_with_fused_queries_keys_and_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "sizes", "text", "tokens"),
-    [("clip", CLIP_L, PHI_2, 576), ("siglip", SO400M, PHI_2, 729), ("siglip", SO400M, PHI_1_5, 729)],
+    ("kind", "sizes", "text", "tokens", "fused"),
+    [
+        ("clip", CLIP_L, PHI_2, 576, False),
+        ("siglip", SO400M, PHI_2, 729, False),
+        ("siglip", SO400M, PHI_1_5, 729, False),
+        ("siglip", SO400M, PHI_2, 729, True),
+        ("siglip", SO400M, PHI_1_5, 729, True),
+    ],
 )
 def test_every_tensor_of_the_public_sizes_is_used(
-    kind: str, sizes: dict[str, Any], text: TextConfig, tokens: int
+    kind: str, sizes: dict[str, Any], text: TextConfig, tokens: int, fused: bool
 ) -> None:
-    """LLaVA-Phi, Mipha-3B and Mipha-1.6B on the meta device."""
+    """LLaVA-Phi, Mipha-3B and Mipha-1.6B on the meta device; Mipha's attention also in one matrix."""
     with torch.device("meta"):
         tensors = Parts(kind, sizes, text).tensors(*NAMES)
+        if fused:
+            tensors = fused_head_by_head(tensors, "model", text.num_attention_heads)
+    assert any(".query_key_value." in name for name in tensors) == fused
     source = Source("full", Path("full"), config(kind, sizes, text))
     converted = convert(source, tensors, train_tokenizer())
     check(converted, source)

@@ -219,7 +219,7 @@ def test_a_full_disk_is_known_beforehand(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(importing.shutil, "disk_usage", lambda _: real._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=1000))
     line = refusal(folder, tmp_path / "out", capsys)
     assert "needs" in line and "1,000" in line
     assert not (tmp_path / "out").exists()

@@ -20,6 +20,6 @@ def run(settings: Settings, vlm: VisionLM | None = None) -> Result:
     Stopped at any moment, the same call goes on. With `settings.predictions` no model is used: that file is scored.
     Raises VisionLMError, in one line, where the run cannot begin or go on; what was answered is kept.
     """
-    from vision_lm.evaluate.run import run as run_evaluation
+    from vision_lm.evaluate.evaluation import run as run_evaluation
 
     return run_evaluation(settings, vlm)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vision_lm.disk_space import check_disk_space
 from vision_lm.errors import ExportError
 
 _SPARE = 64 << 20  # bytes, for all that is no tensor
@@ -19,13 +20,9 @@ def new_folder(out: Path, tensors: Mapping[str, Tensor]) -> Iterator[Path]:
     """A folder beside `out` to write to, which becomes `out` at the end. Raises ExportError."""
     if out.exists():
         raise ExportError(f"{out}: exists already; choose another folder or remove this one")
-    out.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(tensor.nbytes for tensor in tensors.values()) + _SPARE
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise ExportError(
-            f"{out}: {free >> 20:,} MiB are free there, {needed >> 20:,} MiB are needed; make room"
-        )
+    check_disk_space(str(out), needed, out.parent, error=ExportError)
+    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     partial.mkdir()

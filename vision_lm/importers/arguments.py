@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Another project's checkpoint in our own layout."""
-    from vision_lm.importers.importing import REPORT, import_checkpoint
+    from vision_lm.importers.importing import import_checkpoint
+    from vision_lm.origin import REPORT
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -42,7 +42,7 @@ def convert(source: Source, tensors: Mapping[str, Tensor], tokenizer: Tokenizer)
         language = merged(language_table(text, without, "model", "lm_head"), source, tensors)
         unused = {r"lm_head\.bias": "of the base model; Bunny has none"}
     imported = assemble(
-        source.folder.resolve().name,
+        source.title,
         _tower(source, tensors),
         projector_table(tensors, "model.mm_projector.0", "model.mm_projector.2"),
         text,

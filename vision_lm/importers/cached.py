@@ -11,21 +11,21 @@ import tempfile
 from pathlib import Path
 
 from vision_lm.importers.importing import import_checkpoint, open_whole
-from vision_lm.importers.source import FIRST_SIZES
+from vision_lm.importers.source import ADAPTER, FIRST_SIZES
 from vision_lm.model_files import CONFIG
 
-VERSION = 1  # of what an import writes: raised when that changes
+VERSION = 2  # of what an import writes: raised when that changes
 
 
 # What says of a folder whose it is.
-DESCRIPTIONS = (CONFIG, FIRST_SIZES)
+DESCRIPTIONS = (CONFIG, FIRST_SIZES, ADAPTER)
 
 
 def is_foreign(folder: Path) -> bool:
-    """Whether its config.json is of transformers' kind, and not ours, or it has none, as moondream1's first release. A
-    broken one is neither."""
+    """Whether its config.json is of transformers' kind, and not ours, or it has none, as moondream1's first release and
+    LoRA weights. A broken one is neither."""
     if not (folder / CONFIG).exists():
-        return (folder / FIRST_SIZES).is_file()
+        return any((folder / name).is_file() for name in (FIRST_SIZES, ADAPTER))
     try:
         raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -36,7 +36,7 @@ def convert(source: Source, tensors: Mapping[str, Tensor], tokenizer: Tokenizer)
         stop=() if end is not None else (END,),
     )
     return assemble(
-        source.folder.resolve().name,
+        source.title,
         siglip_tower(siglip_sizes(tensors, prefix, where), prefix, -1, where),
         projector_table(tensors, f"{body}.mm_projector.0", f"{body}.mm_projector.2"),
         text,

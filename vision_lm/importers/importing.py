@@ -5,26 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from vision_lm.checkpoint import write_checkpoint
+from vision_lm.checkpoint import write_made
 from vision_lm.errors import CheckpointError
 from vision_lm.importers.families import find_family
 from vision_lm.importers.imported import Imported
-from vision_lm.importers.lora import ADAPTER, lora_tensors, open_base
-from vision_lm.importers.source import Source, fetch_weights, open_source, read_weights
-from vision_lm.importers.tensor_table import apply, check_all_used
+from vision_lm.importers.lora import lora_tensors, open_base
+from vision_lm.importers.source import ADAPTER, Source, fetch_weights, open_source, read_weights
+from vision_lm.importers.tensor_table import check_all_used, make
 from vision_lm.importers.tokenizer_files import find_tokenizer, has_tokenizer
 from vision_lm.importers.tower_files import with_tower
-from vision_lm.model_files import CONFIG
+from vision_lm.model_card import read_licence
+from vision_lm.model_files import CARD, CONFIG
+from vision_lm.origin import REPORT, Origin, of_snapshot
 from vision_lm.skeleton import check_tensors, expected_tensors
-
-REPORT = "import.json"
 
 
 def import_checkpoint(
@@ -45,6 +44,7 @@ def import_checkpoint(
     opened = open_whole(source)
     theirs: Mapping[str, Tensor]
     words = opened.folder  # of the tokenizer
+    beneath = None
     if (opened.folder / ADAPTER).is_file():
         beneath = open_base(opened, base)
         theirs = lora_tensors(opened, beneath, tower)
@@ -55,15 +55,22 @@ def import_checkpoint(
     theirs = with_tower(opened, theirs, tower)
     progress(f"{opened.name}: {family.name}, {len(theirs):,} tensors")
     imported = family.convert(opened, theirs, find_tokenizer(words))
-    check(imported, opened)
-    _check_space(out, theirs)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in theirs.values())
-    progress(f"{out}: writing {imported.config.name}, about {size / 1e9:,.1f} GB")
-    ours: dict[str, Tensor] = dict(apply(imported.table, imported.tensors, opened.where))
-    write_checkpoint(out, imported.config, ours, imported.tokenizer)
-    (out / REPORT).write_text(
-        json.dumps(_report(imported, opened, family.name), indent=1) + "\n", encoding="utf-8"
+    ours = check(imported, opened)
+    size = sum(tensor.nbytes for tensor in ours.values())
+    progress(f"{out}: writing {imported.config.name}, {size / 1e9:,.1f} GB")
+
+    def made(name: str) -> Tensor:
+        return make(name, imported.table, imported.tensors, opened.where)
+
+    write_made(out, imported.config, ours, made, imported.tokenizer)
+    origin = Origin(
+        opened.name,
+        family.name,
+        (of_snapshot(opened.folder) or Origin("")).commit,
+        None if beneath is None else str(of_snapshot(beneath.folder) or beneath.name),
+        read_licence(opened.folder / CARD),
     )
+    (out / REPORT).write_text(json.dumps(_report(imported, origin), indent=1) + "\n", encoding="utf-8")
     return imported
 
 
@@ -76,39 +83,23 @@ def open_whole(source: str | os.PathLike[str]) -> Source:
     return opened
 
 
-def check(imported: Imported, source: Source) -> None:
-    """Every tensor of theirs has a use, every one of ours a source. Raises CheckpointError."""
+def check(imported: Imported, source: Source) -> dict[str, Tensor]:
+    """Every tensor of theirs has a use, every one of ours a source: ours, without their values. Raises CheckpointError."""
     imported.config.check(source.where)
     check_all_used(imported.table, imported.tensors, imported.unused, source.where)
-    expected = expected_tensors(imported.config)
-    made = dict(apply(imported.table, _on_meta(imported.tensors), source.where))
-    check_tensors(made, expected, Path(source.where))
+    theirs = {name: tensor.to("meta") for name, tensor in imported.tensors.items()}
+    ours = {name: make(name, imported.table, theirs, source.where) for name in imported.table}
+    check_tensors(ours, expected_tensors(imported.config), Path(source.where))
+    return ours
 
 
-def _on_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to("meta") for name, tensor in tensors.items()}
-
-
-def _check_space(out: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Better known now than after half of it is written."""
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    place = next(one for one in (out, *out.absolute().parents) if one.is_dir())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise CheckpointError(
-            f"{out}: needs {needed:,} bytes and {place} has {free:,}; free some, or choose another folder"
-        )
-
-
-def _report(imported: Imported, source: Source, family: str) -> dict[str, Any]:
+def _report(imported: Imported, origin: Origin) -> dict[str, Any]:
     used = {
         ours: {"from": list(one.names), **({"as": one.what} if one.what else {})}
         for ours, one in imported.table.items()
     }
     taken = {name for one in imported.table.values() for name in one.names}
-    return {
-        "source": source.name,
-        "family": family,
+    return dataclasses.asdict(origin) | {
         "tensors": used,
         "unused": sorted(set(imported.tensors) - taken),
         "config": dataclasses.asdict(imported.config.prompt),

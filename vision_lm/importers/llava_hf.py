@@ -59,7 +59,7 @@ def convert(source: Source, tensors: Mapping[str, Tensor], tokenizer: Tokenizer)
     )
     language = _language(tensors)
     return assemble(
-        source.folder.resolve().name,
+        source.title,
         tower,
         projector,
         text,

@@ -33,7 +33,7 @@ def convert(source: Source, tensors: Mapping[str, Tensor], tokenizer: Tokenizer)
     text = read_text_config(source.config, source.folder / CONFIG)
     prompt = vicuna(free_row(tokenizer, text, where), end_of_text(tokenizer, where))
     return assemble(
-        source.folder.resolve().name,
+        source.title,
         _tower(source),
         projector_table(tensors, "model.mm_projector.0", "model.mm_projector.2"),
         text,

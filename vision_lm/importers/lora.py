@@ -13,12 +13,18 @@ from typing import Any
 from torch import Tensor
 
 from vision_lm.errors import CheckpointError
-from vision_lm.importers.source import Source, read_file, read_json, read_weights
+from vision_lm.importers.source import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    NON_LORA,
+    Source,
+    read_file,
+    read_json,
+    read_weights,
+)
 from vision_lm.importers.tensor_table import From, Table
 from vision_lm.importers.tower_files import known_name, open_other, tower_tensors
 
-ADAPTER = "adapter_config.json"
-_WHOLE = "non_lora_trainables.bin"
 _PEFT = "base_model.model."
 
 
@@ -34,9 +40,9 @@ def lora_tensors(source: Source, base: Source, tower: str | None) -> dict[str, T
     `tower`: see `tower_tensors`. Raises CheckpointError.
     """
     tensors = read_weights(base) | tower_tensors(source, tower)
-    tensors |= {_whole_name(name): tensor for name, tensor in read_file(source.folder / _WHOLE).items()}
-    safe = source.folder / "adapter_model.safetensors"
-    return tensors | read_file(safe if safe.is_file() else source.folder / "adapter_model.bin")
+    tensors |= {_whole_name(name): tensor for name, tensor in read_file(source.folder / NON_LORA).items()}
+    safe, pickled = (source.folder / name for name in ADAPTER_WEIGHTS)
+    return tensors | read_file(safe if safe.is_file() else pickled)
 
 
 def is_lora(tensors: Mapping[str, Tensor]) -> bool:

@@ -48,7 +48,7 @@ def convert(source: Source, tensors: Mapping[str, Tensor], tokenizer: Tokenizer)
         stop=release.stop,
     )
     imported = assemble(
-        source.folder.resolve().name,
+        source.title,
         _tower(tensors, layout, release, where),
         _projector(layout),
         layout.text,

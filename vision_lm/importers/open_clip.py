@@ -15,7 +15,8 @@ from torch import Tensor
 from vision_lm.config import VisionConfig
 from vision_lm.encoder import build_tower
 from vision_lm.errors import CheckpointError
-from vision_lm.model_files import download, find_folder, read_safetensors
+from vision_lm.hub import download
+from vision_lm.model_files import find_folder, read_safetensors
 from vision_lm.skeleton import build_encoder_on_meta, check_tensors
 
 CONFIG, TENSORS = "open_clip_config.json", "open_clip_model.safetensors"  # open_clip's layout of a folder

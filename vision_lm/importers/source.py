@@ -14,20 +14,22 @@ import torch
 from torch import Tensor
 
 from vision_lm.errors import CheckpointError
+from vision_lm.importers.pickle_end import is_whole
 from vision_lm.importers.torchscript import read_torchscript
-from vision_lm.model_files import CONFIG, find_folder, one_line, read_safetensors
+from vision_lm.model_files import CARD, CONFIG, find_folder, one_line, read_safetensors
 
-# No pattern of them matches a Python file.
-_DESCRIPTIONS = ("*.json", "tokenizer/*.json", "merges.txt", "tokenizer/merges.txt")
-_WEIGHTS = (
-    "vision.pt",
-    "text_model.pt",
-    "*.safetensors",
-    "pytorch_model*.bin",
-    "adapter_model.bin",
-    "non_lora_trainables.bin",
-    "mm_projector.bin",
+INDEXES = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+ADAPTER = "adapter_config.json"  # of LoRA weights
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+NON_LORA = "non_lora_trainables.bin"  # what was trained in full beside LoRA weights
+PROJECTOR = "mm_projector.bin"  # all that LLaVA's first stage trains
+# No pattern of them matches a Python file.
+_DESCRIPTIONS = ("*.json", "tokenizer/*.json", "merges.txt", "tokenizer/merges.txt", CARD)
+_WEIGHTS = ("vision.pt", "text_model.pt", "*.safetensors", NON_LORA, PROJECTOR)
+_PICKLES = ("pytorch_model*.bin", "adapter_model.bin")  # of repositories that have no safetensors
 # The very first release of moondream1: two pickles, one of them TorchScript, and the sizes of the language model.
 FIRST_SIZES = "text_model_cfg.json"
 _FIRST_MOONDREAM = ("vision.pt", "text_model.pt", FIRST_SIZES)
@@ -46,6 +48,13 @@ class Source:
     def where(self) -> str:
         return str(self.folder)
 
+    @property
+    def title(self) -> str:
+        """What the checkpoint is called: its folder's name, or its repository's; a cached one lies in a folder named by commit."""
+        if Path(self.name).expanduser().is_dir():
+            return self.folder.resolve().name
+        return Path(self.name.partition("@")[0]).name
+
     def get(self, *keys: str) -> Any:
         """A value of the config, by a path of keys. Raises CheckpointError where there is none."""
         value: Any = self.config
@@ -63,6 +72,11 @@ def open_source(name: str | os.PathLike[str]) -> Source:
         sizes = read_json(folder / FIRST_SIZES)
         return Source(os.fspath(name), folder, {"model_type": "moondream1", "phi_config": sizes})
     if not (folder / CONFIG).is_file():
+        if (folder / ADAPTER).is_file():
+            raise CheckpointError(
+                f"{folder}: LoRA weights without the {CONFIG} of the model that they are for; put it beside them, then: "
+                f"vision-lm import {os.fspath(name)} --out DIR --base FOLDER_OR_ID"
+            )
         raise CheckpointError(f"{folder}: no {CONFIG}; a checkpoint's folder holds one")
     return Source(os.fspath(name), folder, read_json(folder / CONFIG), _image_settings(folder))
 
@@ -88,8 +102,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def fetch_weights(source: Source) -> None:
-    """The weight files of a hub repository."""
+    """The weight files of a hub repository; of weights that it has in both ways, the safetensors alone."""
     find_folder(source.name, _WEIGHTS)
+    if not _has_safetensors(source.folder):
+        find_folder(source.name, _PICKLES)
+
+
+def _has_safetensors(folder: Path) -> bool:
+    """Whether all the weights are there as safetensors."""
+    if (folder / ADAPTER_WEIGHTS[0]).is_file() or (folder / INDEXES[0][0]).is_file():
+        return True
+    try:
+        return (folder / INDEXES[0][1]).is_file() and bool(weight_files(folder))
+    except CheckpointError:  # a shard is missing
+        return False
 
 
 def read_weights(source: Source) -> dict[str, Tensor]:
@@ -108,10 +134,7 @@ def read_weights(source: Source) -> dict[str, Tensor]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: safetensors where there are any, one or as an index names them."""
-    for single, index in (
-        ("model.safetensors", "model.safetensors.index.json"),
-        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-    ):
+    for single, index in INDEXES:
         if (folder / single).is_file():
             return [folder / single]
         if (folder / index).is_file():
@@ -120,6 +143,11 @@ def weight_files(folder: Path) -> list[Path]:
     if shards:
         raise CheckpointError(
             f"{folder}: {len(shards)} shards ({shards[0]} ...) and no index; fetch model.safetensors.index.json too"
+        )
+    if (folder / PROJECTOR).is_file():
+        raise CheckpointError(
+            f"{folder}: a projector alone ({PROJECTOR}), without its language model and tower, which is not read; give the "
+            "checkpoint that was made with it"
         )
     raise CheckpointError(
         f"{folder}: no weights; expected model.safetensors or pytorch_model.bin, or an index and its shards"
@@ -162,7 +190,10 @@ def read_pickle(path: Path) -> Any:
         # torch's older format cannot be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch tells a forbidden pickle and a broken file apart in its text alone
-        reason = "a pickle that runs code is refused" if "weights_only" in str(error).lower() else "damaged"
-        raise CheckpointError(
-            f"{path}: {reason} ({one_line(error)[:80]}); only plain tensors are read"
-        ) from None
+        detail = one_line(error)[:80]
+        if "weights_only" in str(error).lower() and is_whole(path):
+            problem = f"a pickle that runs code is refused ({detail}); only plain tensors are read"
+        else:
+            size = path.stat().st_size
+            problem = f"damaged or half-written ({size:,} bytes, {detail}); fetch it again"
+        raise CheckpointError(f"{path}: {problem}") from None

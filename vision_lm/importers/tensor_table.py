@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,24 +52,22 @@ def zeros(like: str) -> From:
 def one_row_more(source: From, fill: float) -> From:
     """The same with a last row of this value."""
 
-    def make(tensors: Sequence[Tensor]) -> Tensor:
+    def longer(tensors: Sequence[Tensor]) -> Tensor:
         rows = source.make(tensors) if source.make else tensors[0]
         return torch.cat([rows, torch.full_like(rows[:1], fill)])
 
-    return From(source.names, make, f"{source.what}, a row of {fill:g} added".removeprefix(", "))
+    return From(source.names, longer, f"{source.what}, a row of {fill:g} added".removeprefix(", "))
 
 
-def apply(
-    table: Mapping[str, From], theirs: Mapping[str, Tensor], where: str
-) -> Iterator[tuple[str, Tensor]]:
-    """Ours, one after the other: only the one that is taken needs memory."""
-    for name, source in table.items():
-        tensors = [theirs[one] for one in source.names]
-        try:
-            yield name, tensors[0] if source.make is None else source.make(tensors)
-        except (RuntimeError, IndexError) as error:
-            shapes = ", ".join(f"{one} {list(theirs[one].shape)}" for one in source.names)
-            raise CheckpointError(f"{where}: {shapes} cannot become {name}; the file is damaged") from error
+def make(name: str, table: Mapping[str, From], theirs: Mapping[str, Tensor], where: str) -> Tensor:
+    """One tensor of ours. Raises CheckpointError where theirs are not what the table takes them for."""
+    source = table[name]
+    tensors = [theirs[one] for one in source.names]
+    try:
+        return tensors[0] if source.make is None else source.make(tensors)
+    except (RuntimeError, IndexError) as error:
+        shapes = ", ".join(f"{one} {list(theirs[one].shape)}" for one in source.names)
+        raise CheckpointError(f"{where}: {shapes} cannot become {name}; the file is damaged") from error
 
 
 def check_all_used(

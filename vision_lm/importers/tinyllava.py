@@ -31,7 +31,7 @@ def convert(source: Source, tensors: Mapping[str, Tensor], tokenizer: Tokenizer)
         raise CheckpointError(f"{where}: a connector of type {kind!r} is not supported, only 'mlp2x_gelu'")
     text = read_text_config(source.get("text_config"), source.folder / CONFIG)
     return assemble(
-        source.folder.resolve().name,
+        source.title,
         _tower(source),
         projector_table(tensors, "connector._connector.0", "connector._connector.2"),
         text,

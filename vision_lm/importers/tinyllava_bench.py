@@ -34,7 +34,7 @@ def convert(source: Source, tensors: Mapping[str, Tensor], tokenizer: Tokenizer)
         raise CheckpointError(f"{where}: a projector of type {kind!r} is not supported, only 'mlp2x_gelu'")
     text = read_text_config(source.config, source.folder / CONFIG)
     return assemble(
-        source.folder.resolve().name,
+        source.title,
         _tower(source, tensors),
         projector_table(tensors, "model.mm_projector.0", "model.mm_projector.2"),
         text,

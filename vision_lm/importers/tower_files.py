@@ -48,8 +48,9 @@ def open_other(name: str) -> Source:
 
 def known_name(named: Any, source: Source, key: str, option: str) -> str:
     """What a file names, if it can be found from here. Raises CheckpointError."""
+    command = f"vision-lm import {source.name} --out DIR {option} FOLDER_OR_ID"  # `load()` has no such option
     if not isinstance(named, str) or not named:
-        raise CheckpointError(f"{source.where}: {key} is missing; give the folder or hub id with {option}")
+        raise CheckpointError(f"{source.where}: {key} is missing; name it: {command}")
     if named.startswith(("/", ".")) and not Path(named).exists():
-        raise CheckpointError(f"{source.where}: {key} is {named}, which is not here; give it with {option}")
+        raise CheckpointError(f"{source.where}: {key} is {named}, which is not here; name it: {command}")
     return named
