@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import mimetypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vision_lm.images import open_image, read_image
 from vision_lm.prompts import CaptionLength, Turn
 
 TIMEOUT = httpx.Timeout(10, read=150)  # seconds; the service itself gives an answer up after 120
+LOOK_EVERY = 0.2  # seconds between two empty replies
 
 
 class Server:
@@ -29,9 +31,12 @@ class Server:
     def __init__(self, address: str, key: str | None = None) -> None:
         """`address`: http(s)://host:port. Raises VisionLMError if no service answers there, or asks for another key."""
         self.address = address.rstrip("/").removesuffix("/v1")
+        self._trusted = httpx.create_ssl_context()  # whose certificates; to read them takes a moment
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            self._client = httpx.Client(base_url=self.address, headers=headers, timeout=TIMEOUT)
+            self._client = httpx.Client(
+                base_url=self.address, headers=headers, timeout=TIMEOUT, verify=self._trusted
+            )
             complete = self._client.base_url.scheme in ("http", "https") and self._client.base_url.host
         except (httpx.InvalidURL, ValueError):
             complete = False
@@ -44,16 +49,13 @@ class Server:
         return f"at {self.address}"
 
     def caption(self, picture: Path, length: CaptionLength, settings: Settings) -> Writing:
-        """In one piece: the service streams chats alone."""
+        """In one piece, since the service streams chats alone; until then empty replies, at which it can be stopped."""
         fields = {"length": length} | {name: str(value) for name, value in _options(settings).items()}
         if settings.checked:
             fields["checked"] = "true"
         with self._refusals():
-            response = self._client.post(
-                "/v1/caption",
-                data=fields,
-                files={"image": (picture.name, read_image(picture), _type(picture))},
-            )
+            upload = {"image": (picture.name, read_image(picture), _type(picture))}
+            response = yield from self._posted("/v1/caption", data=fields, files=upload)
             _check(response)
             given = response.json()
         yield Reply(
@@ -106,6 +108,22 @@ class Server:
             said = Answer(given["answer"], given["confidence"], "stop", (), ())
             windows = np.array(given["windows"], dtype=np.float32)
         return Explanation(said, open_image(picture), windows, (left, top, right, bottom))
+
+    def _posted(self, path: str, **body: Any) -> Generator[Reply, None, httpx.Response]:
+        """The response, with empty replies while it is waited for. Closed at one of them, it hangs up: the service stops."""
+
+        async def post() -> httpx.Response:
+            headers = self._client.headers
+            async with httpx.AsyncClient(headers=headers, timeout=TIMEOUT, verify=self._trusted) as client:
+                return await client.post(self.address + path, **body)
+
+        with asyncio.Runner() as runner:  # it cancels what still runs at its end
+            posting = runner.get_loop().create_task(post())
+            while not posting.done():
+                runner.run(asyncio.wait({posting}, timeout=LOOK_EVERY))
+                if not posting.done():
+                    yield Reply("")
+            return posting.result()
 
     def _names(self) -> list[str]:
         with self._refusals():

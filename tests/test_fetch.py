@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,11 +25,19 @@ from vision_lm.errors import ImageError
 from vision_lm.fetch import fetch_url, resolve_public
 from vision_lm.images import ImageLimits, open_image
 
+PUBLIC = "93.184.215.14"
+
 
 def red_png() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2), (255, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def packed_zeros(count: int) -> bytes:
+    """So many bytes of nothing, as gzip packs them: to a thousandth."""
+    packer = zlib.compressobj(9, wbits=31)  # as gzip
+    return b"".join([*(packer.compress(bytes(2**20)) for _ in range(count >> 20)), packer.flush()])
 
 
 class Pictures(BaseHTTPRequestHandler):
@@ -48,6 +60,10 @@ class Pictures(BaseHTTPRequestHandler):
             self.answer(200, {"Content-Type": kind}, b"<html>" if path == "/page" else red_png())
             while path == "/page":
                 self.wfile.write(bytes(65_536))
+        elif path == "/bomb":  # 256 MiB, were it unpacked
+            self.answer(200, {"Content-Type": "image/png", "Content-Encoding": "GZIP"}, packed_zeros(2**28))
+        elif path == "/identity":
+            self.answer(200, {"Content-Encoding": "identity"}, red_png())
         elif path == "/endless":
             self.answer(200, {}, b"")
             while True:
@@ -142,6 +158,41 @@ def test_each_hop_is_resolved_once(site: Site) -> None:
     """One look-up a connection: a name that answers differently the second time is never asked twice."""
     site.fetch("/to//red.png")
     assert site.looked_up == ["pictures.test", "pictures.test"]
+
+
+@pytest.fixture
+def rebinding(site: Site, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """pictures.test, whose DNS answers with a public address once and from then on with this machine's.
+
+    What is returned grows by each address that is connected to; behind the public one is the site.
+    """
+    usual, connect = socket.getaddrinfo, socket.socket.connect
+    answers = iter([PUBLIC])
+    connected: list[str] = []
+
+    def look_up(host: Any, *rest: Any, **more: Any) -> Any:
+        return usual(next(answers, "127.0.0.1") if host == "pictures.test" else host, *rest, **more)
+
+    def lead(self: socket.socket, address: Any) -> None:
+        connected.append(address[0])
+        connect(self, ("127.0.0.1", *address[1:]))
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket.socket, "connect", lead)
+    return connected
+
+
+def test_a_name_that_answers_otherwise_the_second_time(site: Site, rebinding: list[str]) -> None:
+    """DNS rebinding: the connection goes to the address that was found public, and to no other."""
+    assert open_image(f"http://{site.host}/red.png", allow_url_hosts=[site.host]).size == (2, 2)
+    assert rebinding == [PUBLIC] and site.log == [(site.host, "/red.png")]
+
+
+def test_a_name_that_answers_otherwise_after_a_redirect(site: Site, rebinding: list[str]) -> None:
+    """The second hop is looked up anew, and its private address refused before any connection."""
+    with pytest.raises(ImageError, match="its address 127.0.0.1 is not public"):
+        open_image(f"http://{site.host}/to//red.png", allow_url_hosts=[site.host])
+    assert rebinding == [PUBLIC] and len(site.log) == 1
 
 
 def test_without_permission_nothing_is_looked_up_or_sent(site: Site) -> None:
@@ -244,6 +295,17 @@ def test_what_is_no_picture_by_its_type_is_not_read(site: Site) -> None:
     said = site.refusal("/page", max_bytes=2**40)
     assert "the server sends text/html; give the URL of a picture itself" in said
     assert site.fetch("/file") == red_png()
+
+
+def test_what_is_compressed_is_never_unpacked(site: Site) -> None:
+    """Small on the wire and huge in memory: refused by its head. To say that nothing is compressed is no offence."""
+    assert len(packed_zeros(2**28)) < 300_000
+    tracemalloc.start()
+    said = site.refusal("/bomb", max_bytes=300_000)
+    assert "the server sends it compressed (gzip)" in said
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+    assert site.fetch("/identity") == red_png()
 
 
 def test_a_body_of_exactly_the_limit_is_whole(site: Site) -> None:

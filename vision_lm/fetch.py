@@ -144,6 +144,13 @@ def _get(
             raise ImageError(
                 f"{request.name}: the server sends {kind[:60]}; give the URL of a picture itself"
             )
+        encoding = response.getheader("Content-Encoding", "identity").strip().lower()
+        if (
+            encoding != "identity"
+        ):  # not what was asked for; how large it is would only be known after the work
+            raise ImageError(
+                f"{request.name}: the server sends it compressed ({encoding[:60]}); download it first"
+            )
         return _read_body(response, request.name, max_bytes, deadline), None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import vision_lm
+from tests.batch.processes import Commands
 from vision_lm.batch import Settings, run
 from vision_lm.batch.summary import Summary
 from vision_lm.model import VisionLM
@@ -92,3 +93,29 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def untimed_close(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    """Equal, but for times and 0.001 of confidence."""
+    for row, other in zip(rows, others, strict=True):
+        for key in row:
+            if key.endswith("_confidence") and row[key] is not None:
+                assert row[key] == pytest.approx(other[key], abs=1e-3)
+            elif not key.endswith("_seconds"):
+                assert row[key] == other[key], (row, other)
+    return True
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    found = Commands(tmp_path_factory.mktemp("commands"))
+    yield found
+    assert found.server.stdin
+    found.server.stdin.close()
+    found.server.wait()
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred pictures, two of them damaged."""
+    return draw_many(tmp_path_factory.mktemp("many"), 100, corrupt_every=50)

@@ -1,86 +1,25 @@
-"""Kills, full disks, removed folders: run again, and every picture is there exactly once."""
+"""Kills, removed folders: run again, and every picture is there exactly once."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.batch.conftest import Answer, draw, draw_many, json_rows, untimed
+from tests.batch.conftest import Answer, draw, json_rows, untimed, untimed_close
+from tests.batch.processes import Commands, batch, lines, wait_until
 from vision_lm.batch import pipeline, records
 from vision_lm.errors import BatchError
 
-PICTURES, KILLS = 100, 4
-
-
-class Commands:
-    """`vision-lm` in processes of its own; see commands.py."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log = folder / "log.txt"
-        root = Path(__file__).parents[2]
-        command = [sys.executable, str(Path(__file__).with_name("commands.py"))]
-        environment = os.environ | {"PYTHONPATH": str(root)}
-        self.server = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-
-    def start(self, *arguments: object, file_bytes: int = 0) -> int:
-        assert self.server.stdin and self.server.stdout
-        command = {"arguments": list(map(str, arguments)), "log": str(self.log), "bytes": file_bytes}
-        print(json.dumps(command), file=self.server.stdin, flush=True)
-        return int(self.server.stdout.readline())
-
-    def finish(self) -> int:
-        assert self.server.stdout
-        return int(self.server.stdout.readline())
-
-    def run(self, *arguments: object, file_bytes: int = 0) -> tuple[int, str]:
-        self.start(*arguments, file_bytes=file_bytes)
-        return self.finish(), self.log.read_text()
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    found = Commands(tmp_path_factory.mktemp("commands"))
-    yield found
-    assert found.server.stdin
-    found.server.stdin.close()
-    found.server.wait()
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_many(tmp_path_factory.mktemp("many"), PICTURES, corrupt_every=50)
-
-
-def batch(folder: Path, out: Path) -> list[object]:
-    return ["batch", folder, "--caption", "normal", "--out", out, "--device", "cpu"]
-
-
-def lines(path: Path) -> int:
-    return len(path.read_bytes().splitlines()) if path.exists() else 0
-
-
-def wait_until(condition: Callable[[], bool], process: int) -> bool:
-    """Whether it came true while the process ran."""
-    while not condition():
-        if not Path(f"/proc/{process}").exists():
-            return False
-        time.sleep(0.005)
-    return True
+PICTURES, KILLS = 100, 4  # of `many`
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_rows(
@@ -113,29 +52,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_rows(
     assert len(rows) == PICTURES and [row["error"] for row in rows].count(None) == PICTURES - PICTURES // 50
     assert killed >= 2, "the machine is so fast that the kills came too late"
     assert not list(tmp_path.glob("*.partial"))
-
-
-def untimed_close(rows: list[dict], others: list[dict]) -> bool:
-    """Equal, but for times and 0.001 of confidence."""
-    for row, other in zip(rows, others, strict=True):
-        for key in row:
-            if key.endswith("_confidence") and row[key] is not None:
-                assert row[key] == pytest.approx(other[key], abs=1e-3)
-            elif not key.endswith("_seconds"):
-                assert row[key] == other[key], (row, other)
-    return True
-
-
-def test_a_full_disk_loses_nothing(commands: Commands, many: Path, tmp_path: Path) -> None:
-    """One line that says what to do; with room again, the rest is answered and the rest only."""
-    out = tmp_path / "out.jsonl"
-    status, printed = commands.run(*batch(many, out), file_bytes=180_000)
-    assert status == 2, printed
-    (line,) = [one for one in printed.splitlines() if one.startswith("vision-lm")]
-    assert "run again" in line and "safe" in line and "Traceback" not in printed
-    status, printed = commands.run(*batch(many, out))
-    assert "kept from an earlier run" in printed
-    assert len({row["image"] for row in json_rows(out)}) == len(json_rows(out)) == PICTURES
 
 
 def test_a_removed_folder_comes_back(commands: Commands, many: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from demo.in_process import InProcess
 from demo.over_http import Server
 from tests.conftest import scripted
 from tests.demo.conftest import QUESTION
+from tests.patience import until
 from tests.server.conftest import running
 from vision_lm.answer import Answer
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
@@ -93,6 +94,21 @@ def test_an_answer_that_nobody_reads_on_is_stopped(slow: VisionLM, files: list[P
             writing.close()
             slow.engine.wait()
             assert slow.engine.stats.generated_tokens - before < 300
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_caption_that_nobody_waits_for_is_stopped(slow: VisionLM, files: list[Path], checked: bool) -> None:
+    """Behind a server it comes in one piece; to stop waiting is to hang up, and ends the work there."""
+    settings = Settings("slow", temperature=2.0, max_tokens=512, checked=checked)
+    with running({"slow": slow}) as server:
+        before = slow.engine.stats.generated_tokens
+        writing = Server(server.url).caption(files[0], "long", settings)
+        until(lambda: next(writing) == Reply("") and slow.engine.stats.generated_tokens > before)
+        writing.close()
+        until(
+            lambda: 'status="499"' in server.client.get("/metrics").text
+        )  # not 200: it did not come to its end
+        until(lambda: not slow.engine.scheduler.busy and slow.engine.pages.used == 0)
 
 
 def test_a_check_that_is_stopped(trunk_checkpoint: Checkpoint, files: list[Path]) -> None:

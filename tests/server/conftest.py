@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
 from tests.conftest import VIT, random_checkpoint, text_config
@@ -24,7 +23,7 @@ from vision_lm.checkpoint import Checkpoint
 from vision_lm.model import VisionLM
 from vision_lm.server.app import create_app
 from vision_lm.server.listen import take_port
-from vision_lm.server.serve import DrainingServer
+from vision_lm.server.serve import DrainingServer, connections
 from vision_lm.server.settings import Settings
 
 QUESTION = "What colour is the cube?"
@@ -51,7 +50,7 @@ def running(models: Mapping[str, VisionLM], settings: Settings | None = None) ->
     settings = settings or Settings()
     app = create_app(models, settings)
     listener = take_port("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+    config = connections(app, settings)
     server = DrainingServer(config, app.state.service.admission, settings.drain_timeout)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

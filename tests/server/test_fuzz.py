@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.server.conftest import QUESTION, Running, asked, refusal
 
-CHAT = "/v1/chat/completions"
+CHAT, EXPLAIN = "/v1/chat/completions", "/v1/explain"
 JSON = {"Content-Type": "application/json"}
 KINDS = ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]
 ODD = [
@@ -45,7 +45,13 @@ def valid(data_url: str) -> dict[str, Any]:
 
 def send_broken_body(server: Running, data_url: str, number: int, chance: random.Random) -> httpx.Response:
     """A request truncated, with bytes flipped, or with something odd in it, by turns."""
-    body = valid(data_url) | {"temperature": 0.5, "stop": ["a"], "response_format": {"type": "text"}}
+    path = chance.choice([CHAT, CHAT, "/v1/ask", "/v1/caption", EXPLAIN])
+    body = valid(data_url)
+    if path == EXPLAIN:  # the cheapest
+        body |= {"answer": "yes", "grid": 2, "picture": 0}
+        del body["max_tokens"]
+    else:
+        body |= {"temperature": 0.5, "stop": ["a"], "response_format": {"type": "text"}}
     if number % 3 == 0:
         text = json.dumps(body).encode()
         text = text[: chance.randrange(len(text))]  # never whole
@@ -57,7 +63,6 @@ def send_broken_body(server: Running, data_url: str, number: int, chance: random
     else:
         spoil(body, chance)
         text = json.dumps(body).encode()
-    path = chance.choice([CHAT, CHAT, "/v1/ask", "/v1/caption"])
     response = server.client.post(path, content=text, headers=JSON)
     if response.status_code != 200:
         assert 400 <= response.status_code < 500, text[:200]

@@ -35,7 +35,12 @@ def document(server: Running) -> Any:
 
 
 WAYS = [
-    *(("/v1/chat/completions", "POST"), ("/v1/caption", "POST"), ("/v1/ask", "POST")),
+    *(
+        ("/v1/chat/completions", "POST"),
+        ("/v1/caption", "POST"),
+        ("/v1/ask", "POST"),
+        ("/v1/explain", "POST"),
+    ),
     *(("/v1/models", "GET"), ("/v1/models/{name}", "GET"), ("/metrics", "GET"), ("/readyz", "GET")),
 ]
 CASES = [(*way, GenerationMode.POSITIVE) for way in WAYS]

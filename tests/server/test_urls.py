@@ -115,6 +115,7 @@ def test_no_other_scheme_and_no_path(fetching: Running, url: str, monkeypatch: p
         ("/to/http://other.test/red.png", 400, "not fetched without permission"),
         ("/to/file:///etc/passwd", 400, "cannot be fetched"),
         ("/declares-too-much", 413, "larger than allowed: 10,000 bytes"),
+        ("/bomb", 400, "the server sends it compressed (gzip)"),
         ("/endless", 413, "larger than allowed: 10,000 bytes"),
         ("/nothing", 400, "404"),
     ],

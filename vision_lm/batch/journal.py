@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,10 @@ class Journal:
         )
         position = again = 0
         with self._transaction():
-            # What failed is tried again.
+            # What failed is tried again. A picture that could not be read any more has its answers of before.
             nothing = ", ".join(f"{one} = NULL" for one in RESULT.split(", "))
-            self._execute(f"UPDATE pictures SET {nothing} WHERE error IS NOT NULL")
+            self._execute(f"UPDATE pictures SET {nothing} WHERE error IS NOT NULL AND answers IS NULL")
+            self._execute("UPDATE pictures SET cause = NULL, error = NULL WHERE error IS NOT NULL")
             for item, asked in pictures:
                 row = records.planned_row(item, asked, position)
                 if self._execute(statement, (*row, self.run)).rowcount:
@@ -148,7 +150,7 @@ class Journal:
             "AND answered < ? AND duplicate_of IS NULL LIMIT 1",
             (content, json.dumps(asked), self.run),
         )
-        return records.result(rows[0]) if rows else None
+        return replace(records.result(rows[0]), cause=None, error=None) if rows else None
 
     def answers_of(self, key: bytes) -> Result:
         """The result of a picture that is done."""

@@ -8,20 +8,20 @@ One thread, this one, decides everything; workers and engine tell it through one
 from __future__ import annotations
 
 import queue
-import sys
 import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from vision_lm.batch.answering import ENCODED_AT_ONCE, Answered, Answering, ToAnswer, cause_of
 from vision_lm.batch.decoders import Decoders
 from vision_lm.batch.duplicates import Duplicates, Original
 from vision_lm.batch.journal import Journal
 from vision_lm.batch.opening import Job, Opened
+from vision_lm.batch.progress import Progress
 from vision_lm.batch.records import Done, Planned, Result
 from vision_lm.batch.settings import Settings
 from vision_lm.batch.sheet import shown_on_sheet
@@ -73,13 +73,13 @@ class Batch:
 
     def work(self) -> None:
         """Until every picture has its row. Whatever ends it early, what is answered is kept."""
-        with _progress(self._settings, self._count) as bar:
+        with Progress(self._count, shown=self._settings.progress) as progress:
             try:
                 while True:
                     self._open_more()
                     self._settle()
                     self._ask()
-                    self._commit(bar, now=not self._busy)
+                    self._commit(progress, now=not self._busy)
                     if not self._busy:
                         break
                     if self._opening or self._answering_now:
@@ -142,11 +142,22 @@ class Batch:
         while (opened := self._opened.pop(self._next, None)) is not None:
             planned, known = self._opening[self._next]
             if opened.error is not None:
-                self._record(planned, opened, Result(cause=opened.cause, error=opened.error))
+                self._failed(planned, known, opened)
             elif not self._settled(planned, known, opened):
                 return  # it is opened again: its answers of before will not do
             del self._opening[self._next]
             self._next += 1
+
+    def _failed(self, planned: Planned, known: Result | None, opened: Opened) -> None:
+        """Answers of an earlier run stay beside the error, but where the bytes are known to be others by now."""
+        if known is None or opened.content not in (None, known.content):
+            self._record(planned, opened, Result(cause=opened.cause, error=opened.error))
+            return
+        if known.duplicate_of is None and not self._duplicates.find(known.pixels, known.look, planned.asked):
+            original = Original(planned.position, planned.key, planned.item.image)
+            self._duplicates.add(known.pixels, known.look, planned.asked, original)
+        error = f"{opened.error}; the answers are of an earlier run"
+        self._results[planned.key] = replace(known, cause=opened.cause, error=error)
 
     def _settled(self, planned: Planned, known: Result | None, opened: Opened) -> bool:
         unchanged = known if known is not None and known.content == opened.content else None
@@ -164,7 +175,6 @@ class Batch:
             return True
         if unchanged and unchanged.duplicate_of is not None and opened.pixels is None:
             # Its original is gone.
-            self._opening[planned.position] = planned, None
             self._decoders.submit(planned.position, self._job(planned, None))
             return False
         self._duplicates.add(
@@ -192,6 +202,8 @@ class Batch:
         self._duplicate(original.image, planned, opened, result)
 
     def _duplicate(self, image: str, planned: Planned, opened: Opened, result: Result) -> None:
+        if result.answers:  # that its original cannot be read just now is no fault of its own
+            result = replace(result, cause=None, error=None)
         result = replace(result, duplicate_of=image, answered=self._journal.run, answer_seconds=0.0)
         self._record(planned, opened, result)
 
@@ -234,7 +246,7 @@ class Batch:
             thumbnail=opened.thumbnail,
         )
 
-    def _commit(self, bar: Any, *, now: bool) -> None:
+    def _commit(self, progress: Progress, *, now: bool) -> None:
         """Into the journal first, then into the output: what the output shows is never lost."""
         waited = time.perf_counter() - self._committed
         if not self._results or not (now or len(self._results) >= COMMIT_ROWS or waited >= COMMIT_SECONDS):
@@ -245,8 +257,7 @@ class Batch:
         self._results.clear()
         self._write()
         self._committed = time.perf_counter()
-        if bar is not None:
-            bar.update(self.tally.pictures - bar.n)
+        progress.show(self.tally.pictures, self.tally.kept)
 
     def _write(self) -> None:
         self._writer.write(self._counted(self._journal.done(self._settings.order, self._written)))
@@ -266,12 +277,3 @@ class Batch:
             f"{self._settings.out.parent}: was removed while the run worked; it is there again, with all rows so far",
             stacklevel=2,
         )
-
-
-def _progress(settings: Settings, count: int) -> Any:
-    """A bar with rate and remaining time, where there is someone to see it."""
-    if not settings.progress:
-        return nullcontext()
-    from tqdm import tqdm
-
-    return tqdm(total=count, unit=" pictures", file=sys.stderr, dynamic_ncols=True, smoothing=0.05)

@@ -115,9 +115,10 @@ class Tally:
             self.duplicates += 1
         elif result.answered < self.run:
             self.kept += 1
-            return
         else:
             self.answered += 1
+        if result.answers and result.answered < self.run:
+            return  # its times are those of an earlier run
         slow = Slow(image, round(result.open_seconds, 4), round(result.answer_seconds, 4))
         entry = slow.open_seconds + slow.answer_seconds, -done.planned.position, slow
         (heapq.heappush if len(self._slowest) < SLOWEST else heapq.heappushpop)(self._slowest, entry)

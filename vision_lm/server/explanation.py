@@ -63,9 +63,14 @@ class ExplainedAnswer(BaseModel):
     decisive: bool = Field(
         description="whether some part of the picture brings a tenth of the answer's probability"
     )
-    size: tuple[int, int] = Field(description="of the picture, upright: width and height in pixels")
-    box: tuple[float, float, float, float] = Field(
-        description="what of the picture the model sees: left, top, right, bottom in its pixels"
+    # Lists of a length: tuples are described by "prefixItems", which many readers of OpenAPI do not know.
+    size: list[int] = Field(
+        min_length=2, max_length=2, description="of the picture, upright: width and height in pixels"
+    )
+    box: list[float] = Field(
+        min_length=4,
+        max_length=4,
+        description="what of the picture the model sees: left, top, right, bottom in its pixels",
     )
     cells: list[list[float]] = Field(
         description="rows from the top, over the box; -1 to 1: how much of the answer's probability each cell brings"
@@ -113,8 +118,8 @@ async def explain_answer(body: ExplainRequest, request: Request) -> ExplainedAns
             confidence=found.answer.confidence,
             words=str(found),
             decisive=found.decisive,
-            size=found.image.size,
-            box=found.box,
+            size=list(found.image.size),
+            box=list(found.box),
             cells=found.cells.astype(float).round(DIGITS).tolist(),
             windows=found.windows.astype(float).round(DIGITS).tolist(),
         )

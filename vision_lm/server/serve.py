@@ -19,11 +19,14 @@ from vision_lm.images import ImageWarning
 from vision_lm.server.admission import Admission
 from vision_lm.server.arguments import KEY_REMEDY
 from vision_lm.server.engine_process import EngineProcess
+from vision_lm.server.head_limit import head_limited
 from vision_lm.server.listen import check_reach, take_port
 from vision_lm.server.log_lines import log_to_stderr
 from vision_lm.server.settings import Settings
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from vision_lm.engine.quantize import Mode
 
 log = logging.getLogger("vision_lm.server")
@@ -57,15 +60,9 @@ def serve(
         log_to_stderr()
         warnings.simplefilter("ignore", ImageWarning)
         app = create_app(models, settings)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=LAST_SECONDS,
-            timeout_keep_alive=KEEP_ALIVE,
+        server = DrainingServer(
+            connections(app, settings), app.state.service.admission, settings.drain_timeout, ended
         )
-        server = DrainingServer(config, app.state.service.admission, settings.drain_timeout, ended)
         for name, vlm in models.items():
             fields = {"model": name, "device": vlm.device, "trained": vlm.config.projector_trained}
             log.info("model loaded", extra={"fields": fields | {"engine_pid": engines[name].pid}})
@@ -81,6 +78,19 @@ def serve(
     if ended.is_set():
         raise EngineGoneError
     log.info("stopped")
+
+
+def connections(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn is to treat those who connect."""
+    return uvicorn.Config(
+        app,
+        http=head_limited(settings.head_timeout),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=LAST_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE,
+    )
 
 
 class DrainingServer(uvicorn.Server):

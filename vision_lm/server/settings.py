@@ -18,6 +18,9 @@ class Settings:
     max_pixels: int = 50_000_000  # of one picture, width x height
     max_tokens: int = 1024  # of one answer
     timeout: float = 120.0  # seconds from a request's first byte to its answer's last
+    head_timeout: float = (
+        30.0  # seconds until a request's head is there, and for a new connection to send any
+    )
     body_timeout: float = 30.0  # seconds until the whole body is there
     drain_timeout: float = 30.0  # seconds that running requests get when the service is told to stop
     decoders: int = os.cpu_count() or 1  # pictures decoded at once
