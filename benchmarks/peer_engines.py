@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from gpt_fast import StaticPhi, decode
+from llama_cpp_peer import LlamaCpp
 from torch import Tensor
 
 from vision_lm.config import TextConfig
@@ -44,6 +45,7 @@ def peers(
     if device.type == "cuda":
         builders["gpt-fast style"] = lambda: GptFast(config, weights, batch, length)
     else:
+        builders["llama.cpp (xllamacpp)"] = lambda: LlamaCpp(config, weights, batch, length)
         builders["OpenVINO (optimum-intel)"] = lambda: open_vino(config, weights)
     return builders
 

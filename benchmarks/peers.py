@@ -4,8 +4,8 @@
 
 Weights are random and count (vision_lm/bench/weights.py): after token t every engine must say t + 1, and none may end
 early. Engines take turns, one call each a round, so that a busy machine slows all of them alike; each round has new
-prompts, so that no cache knows them. A peer that is not installed, or cannot be compiled here, is left out with a line.
-Prints a table (medians) and a line of JSON.
+prompts, so that no cache knows them. llama.cpp comes with the extra "export" and reads a file that is written for it. A
+peer that is not installed, or cannot be compiled here, is left out with a line. Prints a table (medians) and a line of JSON.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from vision_lm.config import TextConfig
 from vision_lm.engine import Mode, choose_device, choose_dtype
 from vision_lm.skeleton import phi_shapes
 
+PEERS = ("xllamacpp", "optimum-intel", "openvino")  # whose versions are told
 # By shape: tokens of an answer and rounds, so that a phi-1_5 takes minutes and a mini more than milliseconds.
 TOKENS, ROUNDS = {"mini": 64}, {"mini": 9}
 
@@ -84,7 +85,10 @@ def measure(
     generator = torch.Generator().manual_seed(0)
 
     def prompts() -> Tensor:  # (B, T)
-        return torch.randint(0, config.vocab_size, (batch, prompt), generator=generator)
+        drawn = torch.randint(0, config.vocab_size, (batch, prompt), generator=generator)
+        # No answer counts past the last token to the first, where a text ends for those who know of an end.
+        drawn[:, -1] %= config.vocab_size - tokens
+        return drawn
 
     running: dict[str, Peer] = {}
     for name, build in peers(config, weights, device, dtype, batch, prompt + tokens, quantize).items():
@@ -163,7 +167,7 @@ def main() -> None:
     if unknown := set(shapes) - set(SHAPES):
         parser.error(f"--shapes: {min(unknown)!r} is unknown; give some of {', '.join(SHAPES)}")
     device = choose_device(options.device)
-    machine = Machine.of(device)
+    machine = Machine.of(device, PEERS)
     print(f"{machine.device}, {machine.threads} threads; {machine.packages}; {machine.date}")
     print(
         f"prompts of {options.prompt} tokens; 'ours' is how many times faster our engine decodes than this one\n"

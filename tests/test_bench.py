@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,24 @@ def test_peers_do_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(tokens, expected), name
     phi = StaticPhi.load(config, weights, batch=3, length=12)
     assert torch.equal(torch.cat(list(decode(phi, phi, prompts, 5)), dim=1), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_llama_cpp_does_the_same_work(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """From a file of the same weights it counts on from each prompt of a batch, twice; its first tokens come before the last."""
+    pytest.importorskip("xllamacpp")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    from peer_engines import peers
+
+    config = text_config()
+    built = peers(config, counting_phi(config, dtype), torch.device("cpu"), dtype, 3, 12, None)
+    peer = built["llama.cpp (xllamacpp)"]()
+    for seed in range(2):
+        prompts = torch.randint(0, 400, (3, 7), generator=torch.Generator().manual_seed(seed))
+        start = time.perf_counter()
+        first, last, tokens = peer(prompts, 5)
+        assert start < first < last
+        assert torch.equal(tokens, prompts[:, -1:] + 1 + torch.arange(5))
 
 
 def test_a_second_question_finds_the_picture(vit_checkpoint: Checkpoint) -> None:

@@ -6,9 +6,11 @@ import hashlib
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
+from tests.noise_pictures import PLACEHOLDER, Noise
 from vision_lm.engine.pages import PAGE, Pages, pages_for, seals
 from vision_lm.engine.request import Prompt, Request
 from vision_lm.engine.sampling import Sampling, Token
@@ -22,7 +24,7 @@ def next_token(contents: list[bytes]) -> int:
 
 def expected_tokens(prompt: Prompt, count: int) -> list[int]:
     """What a request must say, from its prompt alone."""
-    contents = Request(0, prompt, Sampling(max_tokens=count), -1).contents
+    contents = Request(0, prompt, Sampling(max_tokens=count), PLACEHOLDER).contents
     tokens = []
     for _ in range(count):
         tokens.append(next_token(contents))
@@ -37,6 +39,7 @@ class Model:
     scheduler: Scheduler
     memory: dict[int, bytes] = field(default_factory=dict)  # by slot
     alive: list[Request] = field(default_factory=list)
+    found: int = 0  # pictures of which at least the first tokens were in the cache when their request came in
 
     def step(self) -> list[Request]:
         """Plan, compute, check; → the requests that have finished."""
@@ -72,18 +75,25 @@ class Model:
         limits, running = self.scheduler.limits, self.scheduler.running
         assert bool(spans) == bool(self.alive)
         assert len({span.request for span in spans}) == len(spans)
-        assert sum(span.count for span in spans) <= limits.step_tokens
+        together = [span for span in spans if span.start < span.request.prefix]  # tokens that see each other
+        assert all(span.stop >= span.request.prefix for span in together), "a picture was cut"
+        decoding = [request for request, pending in before.items() if pending == 1 and request in running]
+        prefilled = [span.count for span in spans if span.request not in decoding]
+        chunk = limits.chunk if decoding else limits.step_tokens
+        # One picture that is larger may have a step's prefill to itself.
+        large = [span.request.prefix for span in together if span.request.prefix > chunk - len(decoding)]
+        assert sum(prefilled) <= chunk or (len(large) == len(prefilled) == 1 and prefilled == large)
+        assert large or sum(span.count for span in spans) <= limits.step_tokens
         assert len(running) <= limits.running
         assert running == sorted(running, key=lambda one: one.number)
+        admitted = [span for span in spans if span.request not in before]
+        self.found += sum(place.start < span.start for span in admitted for place in span.request.places)
         planned = {span.request: span for span in spans}
         for span in spans:
             assert span.request in running
             assert span.start == span.request.computed
             assert 0 < span.count <= span.request.pending
-        decoding = [request for request, pending in before.items() if pending == 1 and request in running]
         assert all(request in planned for request in decoding), "a stream was held up"
-        if decoding:
-            assert sum(span.count for span in spans if span.request not in decoding) <= limits.chunk
         if before:  # the oldest is never preempted, and always goes on
             oldest = min(before, key=lambda one: one.number)
             assert oldest in planned or len(decoding) >= limits.chunk
@@ -108,21 +118,42 @@ def slots(request: Request) -> list[int]:
     return [page * PAGE + place for page in request.pages for place in range(PAGE)]
 
 
+def random_prompt(chance: random.Random, starts: list[list[int]], size: int) -> Prompt:
+    """Up to 60 tokens of text, often after a beginning that others have; and before, behind or between none to two
+    pictures of `size` tokens, of which there are four.
+    """
+
+    def text(most: int) -> list[int]:
+        return [chance.randrange(50) for _ in range(chance.randint(0, most))]
+
+    start = chance.choice(starts) if chance.random() < 0.5 else []
+    images = [Noise(chance.randrange(4)) for _ in range(chance.choice((0, 0, 1, 1, 2)))]
+    ids = list(start)
+    for _ in images:
+        ids += [PLACEHOLDER] * size + text(6)
+    return Prompt([*ids, *text(60 - 30 * len(images)), 7], images)
+
+
+@pytest.mark.parametrize("attention", ["causal", "prefix"])
 @pytest.mark.parametrize("seed", range(4))
-def test_random_arrivals_cancels_and_page_pressure(seed: int) -> None:
-    """10,000 steps in all: every request says exactly what its prompt demands, whatever happens around it."""
+def test_random_arrivals_cancels_and_page_pressure(seed: int, attention: Literal["causal", "prefix"]) -> None:
+    """10,000 steps of either attention: every request, with pictures or without, says exactly what its prompt demands,
+    whatever happens around it.
+    """
     chance = random.Random(seed)
     limits = Limits(running=chance.choice((2, 6, 12)), step_tokens=chance.choice((16, 64, 300)), chunk=12)
     scheduler = Scheduler(Pages(chance.choice((12, 20, 60))), limits)
-    model, finished, cancelled = Model(scheduler), 0, 0
-    starts = [[chance.randrange(50) for _ in range(chance.choice((15, 16, 40, 70)))] for _ in range(5)]
+    model, finished, cancelled, seen = Model(scheduler), 0, 0, 0
+    starts = [[chance.randrange(50) for _ in range(chance.choice((0, 1, 15, 16, 40, 70)))] for _ in range(7)]
     number = 0
     for _ in range(2500):
         load = chance.choice((0, 0, 1, 3)) if len(model.alive) < 25 else 0
         for _ in range(load):
-            start = chance.choice(starts) if chance.random() < 0.7 else []
-            ids = [*start, *(chance.randrange(50) for _ in range(chance.randint(1, 60)))]
-            request = Request(number, Prompt(ids), Sampling(max_tokens=chance.randint(1, 50)), -1)
+            prompt, sampling = (
+                random_prompt(chance, starts, size=18),
+                Sampling(max_tokens=chance.randint(1, 50)),
+            )
+            request = Request(number, prompt, sampling, PLACEHOLDER, attention=attention)
             number += 1
             scheduler.add(request)
             model.alive.append(request)
@@ -134,11 +165,13 @@ def test_random_arrivals_cancels_and_page_pressure(seed: int) -> None:
             assert tokens == expected_tokens(request.prompt, len(tokens))
             assert len(tokens) == request.sampling.max_tokens
             finished += 1
+            seen += len(request.places)
     while model.alive:
         model.step()
-    assert finished > 150 and cancelled > 40
+    assert finished > 150 and cancelled > 40 and seen > 100
     assert scheduler.pages.used == 0
     assert scheduler.shared_tokens > 0
+    assert model.found > 20
     if scheduler.pages.count < 60:
         assert scheduler.preemptions > 0
 

@@ -15,6 +15,7 @@ from vision_lm.engine.cuda.bucket import Rows
 from vision_lm.engine.cuda.compile import GpuKernels
 from vision_lm.engine.cuda.decoder import CudaDecoder, Limits
 from vision_lm.engine.cuda.errors import CudaDecoderError
+from vision_lm.engine.decoders import KernelDecoder, make_decoder
 from vision_lm.engine.kv_cache import KVCache
 from vision_lm.engine.sampling import Row, Sampling, Token, choose
 from vision_lm.phi import build_phi
@@ -110,3 +111,10 @@ def test_a_gpu_that_is_too_old_is_one_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(CudaDecoderError, match="sm_75"):
         CudaDecoder(PHI_1_5, random_weights(PHI_1_5), torch.device("cuda"), BF16)
+
+
+@pytest.mark.parametrize("mode", [None, "int8", "int4"])
+def test_a_decoder_that_is_tried_out_decodes(mode: Any) -> None:
+    """Every kernel starts when the decoder is made, and `make_decoder` keeps it."""
+    weights = random_weights(PHI_1_5)
+    assert isinstance(make_decoder(PHI_1_5, weights, torch.device("cuda"), BF16, mode), KernelDecoder)

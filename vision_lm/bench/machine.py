@@ -9,7 +9,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,8 +37,9 @@ class Machine:
     date: str
 
     @classmethod
-    def of(cls, device: torch.device) -> Machine:
-        versions = {name: found for name in PACKAGES if (found := _version(name))}
+    def of(cls, device: torch.device, others: Sequence[str] = ()) -> Machine:
+        """`others`: packages that a figure is of, too, where they are installed."""
+        versions = {name: found for name in (*PACKAGES, *others) if (found := _version(name))}
         if device.type == "cuda":
             versions["cuda"] = str(torch.version.cuda)
         return cls(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,14 +12,16 @@ from vision_lm.config import TextConfig
 from vision_lm.engine.cpu.decoder import CpuDecoder
 from vision_lm.engine.cpu.errors import CpuKernelError
 from vision_lm.engine.cuda.bucket import Rows
-from vision_lm.engine.cuda.decoder import CudaDecoder
+from vision_lm.engine.cuda.compile import GpuKernels
+from vision_lm.engine.cuda.decoder import CudaDecoder, Limits
 from vision_lm.engine.cuda.errors import CudaDecoderError
-from vision_lm.engine.cuda.shape import Bits
-from vision_lm.engine.kv_cache import KVCache
+from vision_lm.engine.cuda.launch import Kernels
+from vision_lm.engine.cuda.shape import Bits, Shape
+from vision_lm.engine.kv_cache import KVCache, out_of_memory
 from vision_lm.engine.quantize import Mode
 from vision_lm.engine.sampling import Token, token_or_error
 from vision_lm.engine.torch_decoder import Chunk, TorchDecoder
-from vision_lm.errors import VisionLMError
+from vision_lm.errors import RequestError, VisionLMError
 
 log = logging.getLogger(__name__)
 
@@ -63,18 +65,61 @@ def make_decoder(
     dtype: torch.dtype,
     quantize: Mode = None,
 ) -> TorchDecoder:
-    """The fastest decoder for this device. Where the kernels fail, one line in the log says why."""
-    if (
-        device.type == "cuda" and quantize in BITS and dtype != torch.float32
-    ):  # which the kernels do not compute in
-        try:
-            kernels = CudaDecoder(config, weights, device, dtype, BITS[quantize])
-            return KernelDecoder(kernels, weights, quantize)
-        except CudaDecoderError as error:
-            log.warning("%s; decoding in torch", error)
-    if device.type == "cpu":
-        try:
-            return CpuDecoder(config, weights, dtype, quantize)
-        except CpuKernelError as error:  # slower, and as right
-            log.info("%s; decoding in torch", error)
-    return TorchDecoder(config, weights, device, dtype, quantize)
+    """The fastest decoder for this device. Where the kernels fail, one line in the log says why.
+
+    Raises RequestError where the device has no memory for the weights.
+    """
+    try:
+        decoder: TorchDecoder | None = None
+        # float32 is what the CUDA kernels do not compute in
+        if device.type == "cuda" and quantize in BITS and dtype != torch.float32:
+            decoder = kernel_decoder(config, weights, device, dtype, quantize)
+        if device.type == "cpu":
+            decoder = cpu_decoder(config, weights, dtype, quantize)
+        return decoder or TorchDecoder(config, weights, device, dtype, quantize)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        count = sum(tensor.numel() for tensor in weights.values())
+        fewer = "" if quantize else "give quantize int8 or int4, "
+        raise RequestError(
+            f"{device} has no memory for a language model of {count:,} weights in {quantize or str(dtype)[6:]}; "
+            f"{fewer}free some, or choose another device"
+        ) from None
+
+
+def kernel_decoder(
+    config: TextConfig,
+    weights: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Mode = None,
+    kernels: Callable[[Shape, torch.device], Kernels] = GpuKernels,
+    limits: Limits | None = None,
+) -> KernelDecoder | None:
+    """The CUDA kernels' decoder, tried out, or None after one line in the log that says why it cannot be had.
+
+    `kernels` and `limits`: what stands for a GPU where there is none.
+    """
+    try:
+        cuda = CudaDecoder(config, weights, device, dtype, BITS[quantize], kernels, limits)
+        cuda.try_out()
+        return KernelDecoder(cuda, weights, quantize)
+    except CudaDecoderError as error:
+        log.warning("%s; decoding in torch", error)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        log.warning("no memory for the CUDA kernels and their copy of the weights; decoding in torch")
+    return None
+
+
+def cpu_decoder(
+    config: TextConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, quantize: Mode = None
+) -> CpuDecoder | None:
+    """The CPU kernels' decoder, or None after one line in the log that says why it cannot be had."""
+    try:
+        return CpuDecoder(config, weights, dtype, quantize)
+    except CpuKernelError as error:
+        log.warning("%s; decoding in torch, which is slower", error)
+    return None

@@ -17,7 +17,7 @@ from torch import Tensor
 from vision_lm.engine.face import AnyEngine, Counts
 from vision_lm.engine.given import Given
 from vision_lm.engine.grammar import Grammars, Matcher
-from vision_lm.engine.image_cache import ImageCache
+from vision_lm.engine.image_cache import BUDGET, ImageCache
 from vision_lm.engine.kv_cache import allocate_cache, default_cache_tokens, out_of_memory
 from vision_lm.engine.pages import PAGE, Pages, pages_for
 from vision_lm.engine.request import Generation, Prompt, Request
@@ -60,8 +60,10 @@ class Engine(AnyEngine):
         decode: Callable[[Sequence[int]], str] | None = None,
         limits: Limits | None = None,
         cache_tokens: int | None = None,
+        image_bytes: int = BUDGET,
     ) -> None:
-        """`encode`: pictures -> their image tokens (M, Dt); `cache_tokens`: the memory budget, in tokens kept.
+        """`encode`: pictures -> their image tokens (M, Dt); `cache_tokens`: the memory budget, in tokens kept, and
+        `image_bytes` that of encoded pictures.
 
         Requests with a form need `grammars`, requests with stop strings `decode`: token ids -> text.
         """
@@ -70,7 +72,7 @@ class Engine(AnyEngine):
         # Tells the readers of these mailboxes that something has come: once a step, in the engine's thread.
         self.deliver: Callable[[Collection[Mailbox]], None] = deliver
         self._grammars, self._decode = grammars, decode
-        self.images = ImageCache(encode)
+        self.images = ImageCache(encode, image_bytes)
         self.cache = allocate_cache(
             decoder.config,
             pages_for(cache_tokens or default_cache_tokens(decoder.config, decoder.dtype, decoder.device)),

@@ -261,7 +261,7 @@ void vlm_decoder_end(Decoder* decoder) { delete decoder; }
 
 int vlm_tiles() { return has_tiles(); }
 
-// Whether weights of 16 bits are to lie in rows: without AVX-512 torch has nothing for them that is faster.
+// Whether weights of 16 bits are to lie in rows, where not in tiles.
 int vlm_rows() {
 #if defined(__AVX512F__)
     return true;

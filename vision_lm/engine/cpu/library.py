@@ -100,10 +100,7 @@ class Team:
 
     @property
     def rows(self) -> bool:
-        """Whether weights of 16 bits lie row by row, as torch has them, which then multiplies many rows of activations.
-
-        Without AVX-512 these kernels do that faster, too.
-        """
+        """Whether weights of 16 bits lie row by row, as torch has them, where they are not in tiles."""
         return bool(self.library.vlm_rows())
 
     @classmethod

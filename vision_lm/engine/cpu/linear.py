@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +10,13 @@ from torch.nn import functional as F
 
 from vision_lm.engine.cpu.library import INT4, INT8, KINDS, Matrix, Team, address
 from vision_lm.engine.quantize import Mode
-from vision_lm.engine.rounding import CHUNK, GROUP, int4_groups, int8_rows
+from vision_lm.engine.rounding import GROUP, int4_groups, int8_rows
 from vision_lm.errors import RequestError
 
 STEP = 32  # inputs that the kernels read at a time
 PANEL = 16  # outputs whose weights for one input lie side by side
-# Rows from which a product in 16 bits by torch is faster: rounded weights must be dequantised for it first. Where there are
-# tiles, these multiply rounded weights from some rows on.
-MANY, MANY_INT8, MANY_INT4, MANY_TILED = 24, 64, 128, 16
+# Rows of 16-bit activations from which torch multiplies 16-bit weights faster, and tiles rounded ones.
+MANY, MANY_TILED = 24, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,53 +81,35 @@ class NativeLinear:
         )
 
     @property
-    def _many(self) -> int:
-        """Rows from which on integers are unpacked for tiles, or torch is the faster one."""
-        if self._in_panels and (self.weight.dtype == torch.bfloat16 or not self.team.rows):
-            return sys.maxsize
-        if self._in_panels and self.team.tiles:
-            return MANY_TILED
-        return {torch.int8: MANY_INT8, torch.uint8: MANY_INT4}.get(self.weight.dtype, MANY)
-
-    @property
     def _in_panels(self) -> bool:
         return self.weight.dim() > 2
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (R, K)
-        few = x.dtype == torch.float32 or len(rows) < self._many
-        if few or (self.team.tiles and self._in_panels):
-            matrix = self.matrix
-            matrix.unpacked = not few
-            rows, missing = rows.float(), matrix.inputs - self.inputs
-            y = self.team.product(matrix, (F.pad(rows, (0, missing)) if missing else rows).contiguous())
-        elif not self._in_panels:
+        halves = x.dtype != torch.float32
+        if halves and not self._in_panels and len(rows) >= MANY:
             y = F.linear(rows, self.weight, self.bias[: self.outputs].to(x.dtype))
         else:
-            size = max(1, CHUNK // rows.shape[1] // PANEL)
-            blocks = (self._rows(first, size, x.dtype) for first in range(0, len(self.weight), size))
-            y = (torch.cat([rows @ block.t() for block in blocks], 1) + self.bias)[:, : self.outputs]
+            matrix = self.matrix
+            rounded = self.scale is not None
+            matrix.unpacked = halves and rounded and self.team.tiles and len(rows) >= MANY_TILED
+            rows, missing = rows.float(), matrix.inputs - self.inputs
+            y = self.team.product(matrix, (F.pad(rows, (0, missing)) if missing else rows).contiguous())
         return y.to(x.dtype).reshape(*x.shape[:-1], self.outputs)
-
-    def _rows(self, first: int, count: int, dtype: torch.dtype) -> Tensor:
-        """Some panels' part of the weight that it computes with: (count * 16, K)."""
-        panels = self.weight[first : first + count]
-        if self.scale is None:
-            rows = _unpanelled(panels)  # (n, K), or (n, K / 2, 2)
-            return rows.flatten(1).to(dtype)
-        if self.zero is None:
-            scale = self.scale[first * PANEL : (first + count) * PANEL].to(dtype)
-            return _unpanelled(panels).flatten(1).to(dtype) * scale[:, None]
-        halves = _unpanelled(panels)  # (n, K' / 4, 2)
-        codes = torch.stack([halves & 15, halves >> 4], 2).flatten(1).unflatten(1, (-1, GROUP)).to(dtype)
-        scale, zero = (_unpanelled(part[first : first + count]).to(dtype) for part in (self.scale, self.zero))
-        return torch.addcmul(zero[..., None], codes, scale[..., None]).flatten(1)[:, : self.inputs]
 
     def dequantised(self) -> Tensor:
         """The weight that it computes with, float64 (N, K)."""
         if not self._in_panels:
             return self.weight.double()
-        return self._rows(0, len(self.weight), torch.float64)[: self.outputs]
+        rows = _unpanelled(self.weight)  # (P * 16, K), (P * 16, K / 2, 2), or (P * 16, K' / 4, 2)
+        if self.zero is None or self.scale is None:
+            weight = rows.flatten(1).double()
+            return (weight if self.scale is None else weight * self.scale[:, None])[: self.outputs]
+        codes = torch.stack([rows & 15, rows >> 4], 2).flatten(1).unflatten(1, (-1, GROUP)).double()
+        scale, zero = (_unpanelled(part).double() for part in (self.scale, self.zero))
+        return torch.addcmul(zero[..., None], codes, scale[..., None]).flatten(1)[
+            : self.outputs, : self.inputs
+        ]
 
     @property
     def nbytes(self) -> int:

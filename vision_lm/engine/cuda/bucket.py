@@ -81,15 +81,22 @@ class Bucket:
         self._run("greedy" if draws is None else "sample", rows, cache)
         return self._exchange.results(len(rows))
 
-    def _run(self, kind: Kind, rows: Rows, cache: KVCache) -> None:
-        def step() -> None:
-            self._exchange.take()
-            self._kernels.run(self._launches(kind, cache))
-            self._exchange.give()
-
+    def try_out(self, rows: Rows, cache: KVCache) -> None:
+        """One step, in no graph, until it has ended. Raises whatever is wrong with the kernels or the driver."""
         self._exchange.fill(rows.ids, rows.lengths, rows.pages)
-        self._graphs.run((kind, *cache.key), step)
+        self._step("logits", cache)
         self._exchange.started()
+        self._exchange.wait()
+
+    def _run(self, kind: Kind, rows: Rows, cache: KVCache) -> None:
+        self._exchange.fill(rows.ids, rows.lengths, rows.pages)
+        self._graphs.run((kind, *cache.key), lambda: self._step(kind, cache))
+        self._exchange.started()
+
+    def _step(self, kind: Kind, cache: KVCache) -> None:
+        self._exchange.take()
+        self._kernels.run(self._launches(kind, cache))
+        self._exchange.give()
 
     def _launches(self, kind: Kind, cache: KVCache) -> list[Launch]:
         e, shape = self._exchange, self._shape

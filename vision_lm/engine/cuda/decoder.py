@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vision_lm.config import TextConfig
 from vision_lm.engine.cuda.bucket import Bucket, Draws, Rows
-from vision_lm.engine.cuda.compile import GpuKernels
+from vision_lm.engine.cuda.compile import GpuKernels, one_line
 from vision_lm.engine.cuda.errors import CudaDecoderError
 from vision_lm.engine.cuda.exchange import Found
 from vision_lm.engine.cuda.large import LargeBatch
@@ -22,6 +22,7 @@ from vision_lm.engine.cuda.pack import pack
 from vision_lm.engine.cuda.prefill import Prefill
 from vision_lm.engine.cuda.shape import BUCKETS, PAGE, WARPS, Bits, Shape
 from vision_lm.engine.kv_cache import KVCache
+from vision_lm.engine.torch_decoder import Chunk
 
 LARGE = 16  # rows from which cuBLAS reads a 16-bit weight no more often than it must
 
@@ -73,6 +74,23 @@ class CudaDecoder:
         shape, ready = built[0]
         self._large = LargeBatch(shape, model, ready, pages, limits.blocks) if bits == 16 else None
         self.prefill = Prefill(shape, model, ready) if bits == 16 else None  # else it is torch's
+
+    @torch.inference_mode()
+    def try_out(self) -> None:
+        """Every bucket's step once, and prefill: kernels can be built and yet not start. Raises CudaDecoderError."""
+        rows = Rows([0] * LARGE, [0] * LARGE, [[page] for page in range(LARGE)])
+        try:
+            cache = KVCache(self.config, LARGE, self.device, self.dtype)
+            for bucket in self._buckets:
+                bucket.try_out(rows.part(slice(bucket.rows)), cache)
+            if self._large is not None:
+                self._large.try_out(rows, cache)
+            if self.prefill is not None:
+                self.prefill(self.model.embedding[:1], [Chunk(0, 1, cache.slots([0], 1), True)], cache).cpu()
+        except CudaDecoderError:
+            raise
+        except Exception as error:  # torch's, when it waits for the device
+            raise CudaDecoderError(f"the CUDA kernels do not run ({one_line(error)})") from error
 
     @torch.inference_mode()
     def decode(self, rows: Rows, cache: KVCache) -> Tensor:

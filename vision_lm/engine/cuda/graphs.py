@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
 
+log = logging.getLogger(__name__)
 Output = TypeVar("Output")
 _CAPTURING = threading.Lock()  # torch captures on one stream, the whole process's
 
@@ -35,7 +37,7 @@ class Graphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}  # None: it cannot be captured
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
         """`work` must give the same when it is done again: the first time it is done once more, by the graph."""
@@ -43,5 +45,15 @@ class Graphs:
             return work()
         if key not in self._graphs:
             work()  # loads kernels and chooses algorithms, which capturing must not
-            self._graphs[key], _ = capture(self._device, work)
-        self._graphs[key].replay()
+            self._graphs[key] = self._captured(work)
+        graph = self._graphs[key]
+        if graph is None:
+            return work()
+        graph.replay()
+
+    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        try:
+            return capture(self._device, work)[0]
+        except RuntimeError as error:  # no memory, or a driver that will not: slower, and as right
+            log.warning("no CUDA graph (%s)", next(iter(str(error).splitlines()), repr(error)))
+            return None

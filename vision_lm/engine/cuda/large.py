@@ -66,24 +66,36 @@ class LargeBatch:
             self._memories[size] = Memory(self._shape, size, self._pages, self._model.embedding.device)
         return self._memories[size]
 
-    def _run(self, kind: Kind, memory: Memory, rows: Rows, cache: KVCache) -> None:
-        def step() -> None:
-            memory.exchange.take()
-            self._decode(memory, cache)
-            if kind != "logits":
-                self._choose(memory)
-            if kind == "sample":
-                self._draw(memory)
-            memory.exchange.give()
+    def try_out(self, rows: Rows, cache: KVCache) -> None:
+        """One step, in no graph, until it has ended. Raises whatever is wrong with the kernels or the driver."""
+        memory = self._memory(len(rows))
+        self._fill(memory, rows)
+        self._compute("greedy", memory, cache)
+        memory.exchange.started()
+        memory.exchange.wait()
 
+    def _run(self, kind: Kind, memory: Memory, rows: Rows, cache: KVCache) -> None:
+        self._fill(memory, rows)
+        key = (kind, len(memory.logits), *cache.key)
+        self._graphs.run(key, lambda: self._compute(kind, memory, cache))
+        memory.exchange.started()
+
+    def _fill(self, memory: Memory, rows: Rows) -> None:
         size = len(memory.logits)
         # The rows that are left over repeat the first one: they write what it writes, where it writes it.
         ids, lengths, pages = (
             [*part, *[part[0]] * (size - len(rows))] for part in (rows.ids, rows.lengths, rows.pages)
         )
         memory.exchange.fill(ids, lengths, pages)
-        self._graphs.run((kind, size, *cache.key), step)
-        memory.exchange.started()
+
+    def _compute(self, kind: Kind, memory: Memory, cache: KVCache) -> None:
+        memory.exchange.take()
+        self._decode(memory, cache)
+        if kind != "logits":
+            self._choose(memory)
+        if kind == "sample":
+            self._draw(memory)
+        memory.exchange.give()
 
     def _choose(self, memory: Memory) -> None:
         """The likeliest tokens, and their rivals: as K3 and `choose` say."""
