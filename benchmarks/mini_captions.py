@@ -37,7 +37,7 @@ def photographs(vlm: VisionLM, data: Path) -> dict[str, dict[str, object]]:
         image = photograph.path
         said = {length: str(vlm.caption(image, length=length)) for length in CAPTION_REQUESTS}
         answers = {question: str(vlm.ask(image, question)) for question in PHOTOGRAPH_QUESTIONS}
-        named = {length: _names(text, photograph) for length, text in said.items()}
+        named: dict[str, bool] = {length: _names(text, photograph) for length, text in said.items()}
         named["What is this?"] = _names(answers["What is this?"], photograph)
         result[photograph.path.stem] = {
             "said": said,

@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import random
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,19 +31,25 @@ from projector.data import easy_vqa
 from projector.data.caption_objects import named_things
 from projector.data.pictures import load_pictures
 from projector.data.samples import iter_jsonl
-from projector.data.scene_vocabulary import SHAPES
+from projector.data.scene_vocabulary import COLOURS, SHAPES
 from vision_lm.answer import Answer
 from vision_lm.evaluate import own
 from vision_lm.evaluate.answers import exact, listed
 from vision_lm.evaluate.bootstrap import rate
 from vision_lm.evaluate.normalise import plain
-from vision_lm.evaluate.selective import calibration_error, calibration_error_by_chance
+from vision_lm.evaluate.selective import (
+    accuracy_of_the_surest,
+    calibration_error,
+    calibration_error_by_chance,
+)
 from vision_lm.evaluate.settings import TaskFiles
 from vision_lm.evaluate.tasks import Item
 from vision_lm.model import VisionLM
 
 # Kinds that ask about shapes and about drawings.
 MIXED = ("existence", "count", "relation", "side", "place", "at", "nth", "size", "compare", "list")
+# Words of questions that are drawings' names as well: "can you see", "in this picture".
+_ABOUT_IT = re.compile(r"\bcan (you|be)\b|\b(this|the) (picture|image|photo)\b", re.IGNORECASE)
 MANY = 6  # from which on counts are told apart
 Priors = Mapping[str, str]  # the most frequent training answer to each question's wording
 
@@ -67,6 +74,7 @@ class Score:
     blind: float | None
     calibration_error: float
     by_chance: float  # what it would be on average if the confidences were right
+    surest: float  # accuracy of the surest 80%
 
 
 def main() -> None:
@@ -109,6 +117,7 @@ def tasks(data: Path) -> dict[str, Asked]:
         "scenes, unseen pairs": Asked(own.scene_questions(corpus / "held_out" / "pairs.jsonl"), scenes),
         "scenes, which side": _some_kinds(corpus, "reasoning", ("side",)),
         "scenes, what is where": _some_kinds(corpus, "naming", ("at", "nth")),
+        "scenes, absent things": Asked(own.scene_questions(corpus / "held_out" / "absent.jsonl"), None),
         "drawings, unseen style": Asked(own.names(files).items, None),
         "pictures, unseen artists": Asked(own.hands(files).items, None),
     }
@@ -130,7 +139,9 @@ def measure(
     for place, (item, reply) in enumerate(zip(items, replies, strict=True)):
         if not isinstance(reply, Answer):
             raise reply
-        right[place], sure[place] = listed(item, reply.text), reply.confidence
+        # Nothing is right about what is not there but to say so, in these words or by holding the answer back.
+        held_back = item.kind == "absent" and reply.unanswerable
+        right[place], sure[place] = max(listed(item, reply.text), held_back), reply.confidence
         if priors is not None:
             blind[place] = exact(item, priors.get(plain(item.question or ""), "yes"))
         for kind in (item.kind, *finer(item, names), "all"):
@@ -142,16 +153,22 @@ def measure(
         guess = float(blind[places].mean()) if priors is not None else None
         error = calibration_error(sure[places], right[places].astype(bool))
         chance = calibration_error_by_chance(sure[places])
-        scores.append(Score(kind, found.items, found.value, found.low, found.high, guess, error, chance))
+        surest = accuracy_of_the_surest(sure[places], right[places])
+        scores.append(
+            Score(kind, found.items, found.value, found.low, found.high, guess, error, chance, surest)
+        )
     return scores
 
 
 def finer(item: Item, names: Collection[str]) -> Iterator[str]:
     """What of its kind a question is, too: about drawings, by their names, or shapes; of few things or of many."""
     if item.kind in MIXED:
-        things = named_things(f"{item.question} {item.references[0]}", names)
+        answer = "" if item.references[0] in COLOURS else item.references[0]  # "orange" is no fruit there
+        things = named_things(f"{_ABOUT_IT.sub(' ', item.question or '')}. {answer}", names)
         drawings = any(thing.noun not in SHAPES for thing in things)
         yield f"{item.kind}, of {'drawings' if drawings else 'shapes'}"
+    if item.kind == "existence":
+        yield f"existence, of what is {'' if item.references[0] == 'yes' else 'not '}there"
     if item.kind == "count":
         few = int(item.references[0]) <= MANY
         yield f"count, up to {MANY}" if few else f"count, more than {MANY}"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 SCORE_HEAD = (
-    "| task | kind | questions | right | 95% interval | blind | calibration error | by chance |",
-    "|---|---|---|---|---|---|---|---|",
+    "| task | kind | questions | right | 95% interval | blind | of the surest 80% | calibration error | by chance |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -56,7 +56,8 @@ def score_line(task: str, row: Mapping[str, Any]) -> str:
     blind = "" if row["blind"] is None else f"{row['blind']:.1%}"
     return (
         f"| {task} | {row['kind']} | {row['questions']:,} | {row['accuracy']:.1%} "
-        f"| {row['low']:.1%}–{row['high']:.1%} | {blind} | {row['calibration_error']:.1%} | {row['by_chance']:.1%} |"
+        f"| {row['low']:.1%}–{row['high']:.1%} | {blind} | {row['surest']:.1%} "
+        f"| {row['calibration_error']:.1%} | {row['by_chance']:.1%} |"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from demo.batch import Progress, Row
 from demo.meter import meter, taken_back
+from vision_lm.answer import too_unsure
 
 # A heading's button sorts by its column, and the other way round the next time. Rows that come later are put in their
 # place. `element` and `watch` are Gradio's.
@@ -74,7 +75,11 @@ def _row(row: Row) -> str:
     name = html.escape(row.image)
     picture = f'<img src="{row.thumbnail}" alt="">' if row.thumbnail else ""
     text, sure = (html.escape(row.reply.text), row.reply.confidence) if row.reply else ("", None)
-    bar = meter(sure, row.reply.unanswerable) if row.reply and sure is not None else ""
+    bar = (
+        meter(sure, too_unsure(row.reply.text, row.reply.unanswerable))
+        if row.reply and sure is not None
+        else ""
+    )
     answer = f'<span class="wrong">{html.escape(row.error)}</span>'
     if row.reply:
         answer = text + taken_back(row.reply.unconfirmed)

@@ -10,6 +10,7 @@ import gradio as gr
 from demo.backend import Backend, Reply, Settings, Writing
 from demo.meter import meter, taken_back
 from demo.picture import Picture
+from vision_lm.answer import too_unsure
 from vision_lm.explain import Explanation
 from vision_lm.prompts import CaptionLength, Turn
 
@@ -119,7 +120,7 @@ class Conversation:
             if one.reply.finish_reason is not None:
                 answer: list[Any] = [one.reply.text or "(no answer)"]
                 if one.reply.confidence is not None:
-                    sure = meter(one.reply.confidence, one.reply.unanswerable)
+                    sure = meter(one.reply.confidence, too_unsure(one.reply.text, one.reply.unanswerable))
                     answer.append(gr.HTML(taken_back(one.reply.unconfirmed) + sure))
                 shown.append({"role": "assistant", "content": answer})
             elif one.reply.text:

@@ -70,8 +70,11 @@ def opened(
     backend: Backend, host: str, port: int, accounts: Accounts = (), *, share: bool = False
 ) -> Iterator[list[str]]:
     """The page is open while the block lasts, at these addresses."""
+    from starlette.middleware import Middleware
+
     from demo import style
     from demo.examples import FOLDER
+    from demo.guard import OwnPageOnly
     from demo.page import build
 
     page = build(backend)
@@ -82,6 +85,7 @@ def opened(
                 server_port=port,
                 share=share,
                 auth=list(accounts) or None,
+                app_kwargs={} if accounts else {"middleware": [Middleware(OwnPageOnly)]},
                 theme=style.theme(),
                 css_paths=style.STYLE_SHEET,
                 allowed_paths=[str(FOLDER)],

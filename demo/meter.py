@@ -6,10 +6,10 @@ import html
 from collections.abc import Sequence
 
 
-def meter(confidence: float, unanswerable: bool = False) -> str:
-    """HTML for a confidence of 0 to 1. `unanswerable`: it is below what the checkpoint's answers can be relied on with."""
+def meter(confidence: float, unsure: bool = False) -> str:
+    """HTML for a confidence of 0 to 1. `unsure`: it is below what the checkpoint's answers can be relied on with."""
     percent = round(100 * confidence)
-    warning = ", too little to rely on" if unanswerable else ""
+    warning = ", too little to rely on" if unsure else ""
     return (
         f'<div class="sure" role="meter" aria-label="Confidence" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{percent}" aria-valuetext="{percent} percent{warning}">'

@@ -24,14 +24,16 @@ from projector.data.pictures import load_pictures
 from projector.data.samples import QA, Sample, iter_jsonl
 from vision_lm.answer import Answer
 from vision_lm.checkpoint import read_checkpoint, write_checkpoint
+from vision_lm.confidence import UNANSWERABLE
 from vision_lm.config import Calibration, PlattScaling
 from vision_lm.evaluate.answers import in_any_order
 from vision_lm.evaluate.selective import calibration_error, risk_coverage
 from vision_lm.model import VisionLM
+from vision_lm.noun_phrases import noun_phrases
 
-MOST = 3  # places: answers that point at more are too few for a curve of their own
+MOST = 3  # places, and things: answers that point at more, and captions that name more, share a curve
 CAPTIONED = ("scenes.jsonl", "drawings.jsonl")
-HELD_OUT = ("scenes.jsonl", "reasoning.jsonl", "naming.jsonl", "drawings.jsonl")
+HELD_OUT = ("scenes.jsonl", "reasoning.jsonl", "naming.jsonl", "absent.jsonl", "drawings.jsonl")
 
 
 def main() -> None:
@@ -66,8 +68,9 @@ def main() -> None:
     )
     places = np.array([len(answer.points) for answer in answers])
     words = np.array([len(answer.tokens) for answer in answers]) - places
-    calibration = fit(probabilities, right, words, places)
-    scaled = apply(calibration, probabilities, words, places)
+    none = np.array([answer.text == UNANSWERABLE for answer in answers])
+    calibration = fit(probabilities, right, words, places, none)
+    scaled = apply(calibration, probabilities, words, places, none)
     threshold = risk_coverage(scaled, right).threshold(arguments.risk)
     scenes_and_drawings = [
         sample
@@ -77,8 +80,10 @@ def main() -> None:
     names = {picture.name for picture in load_pictures(arguments.data)}
     captions = [one for some in judged_captions(vlm, scenes_and_drawings, names).values() for one in some]
     whole = np.array([one.true == one.named for one in captions])
-    captioned = platt(np.array([one.answer.confidence for one in captions]), whole)
-    calibration = dataclasses.replace(calibration, unanswerable=threshold, caption=captioned)
+    sure = np.array([one.answer.confidence for one in captions])
+    named = np.array([min(max(len(noun_phrases(one.answer.text)), 1), MOST) for one in captions])
+    curves = tuple(platt(sure[named == count], whole[named == count]) for count in range(1, MOST + 1))
+    calibration = dataclasses.replace(calibration, unanswerable=threshold, caption=curves)
     given = scaled >= threshold
     print(
         f"{len(asked)} questions, {right.mean():.1%} right; expected calibration error "
@@ -95,16 +100,29 @@ def one_of_each_kind(sample: Sample) -> list[QA]:
     return list({turn.kind: turn for turn in reversed(sample.turns) if turn.kind != "caption"}.values())
 
 
-def fit(probabilities: np.ndarray, right: np.ndarray, words: np.ndarray, places: np.ndarray) -> Calibration:
-    """Of answers (M,) the probability, whether it is right, of how many tokens it is, and at how many places it points."""
+def fit(
+    probabilities: np.ndarray,
+    right: np.ndarray,
+    words: np.ndarray,
+    places: np.ndarray,
+    none: np.ndarray | None = None,
+) -> Calibration:
+    """Of answers (M,) the probability, whether it is right, of how many tokens it is, at how many places it points, and
+    whether it says that there is none.
+    """
+    none = np.zeros(len(right), bool) if none is None else none
 
     def of(some: np.ndarray) -> PlattScaling:
         return platt(probabilities[some], right[some])
 
-    phrase = of((places == 0) & (words != 1))
+    phrase = of((places == 0) & (words != 1) & ~none)
     pointing = [of(np.minimum(places, MOST) == count) for count in range(1, min(int(places.max()), MOST) + 1)]
     return Calibration(
-        phrase.scale, phrase.shift, word=of((places == 0) & (words == 1)), pointing=tuple(pointing)
+        phrase.scale,
+        phrase.shift,
+        word=of((places == 0) & (words == 1)),
+        pointing=tuple(pointing),
+        none=of(none) if none.any() else None,
     )
 
 
@@ -126,11 +144,19 @@ def platt(probabilities: np.ndarray, right: np.ndarray, steps: int = 50) -> Plat
 
 
 def apply(
-    calibration: Calibration, probabilities: np.ndarray, words: np.ndarray, places: np.ndarray
+    calibration: Calibration,
+    probabilities: np.ndarray,
+    words: np.ndarray,
+    places: np.ndarray,
+    none: np.ndarray | None = None,
 ) -> np.ndarray:
     """Calibrated confidences (M,) of raw probabilities (M,), as `vision_lm.confidence` gives them."""
     p = np.clip(probabilities, 1e-6, 1 - 1e-6)
-    scalings = [calibration.scaling(*form) for form in zip(words.tolist(), places.tolist(), strict=True)]
+    says_none = np.zeros(len(p), bool) if none is None else none
+    scalings = [
+        calibration.none if nothing and calibration.none else calibration.scaling(*form)
+        for nothing, *form in zip(says_none.tolist(), words.tolist(), places.tolist(), strict=True)
+    ]
     scale, shift = (np.array([getattr(one, name) for one in scalings]) for name in ("scale", "shift"))
     return 1 / (1 + np.exp(-(scale * np.log(p / (1 - p)) + shift)))
 

@@ -115,6 +115,7 @@ class Run:
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         accelerator.register_for_checkpointing(*self.schedules)
         self.step = 0
+        self.recent: list[float] = []  # losses since the curve's last point
 
     def train(self) -> None:
         """All remaining steps, with a progress bar, curves, and a saved state every so often."""
@@ -127,17 +128,15 @@ class Run:
             unit="step",
             disable=not accelerator.is_main_process,
         )
-        recent: list[float] = []
         while self.step < recipe.steps:
-            loss = self.advance()
-            recent.append(loss)
+            self.recent.append(self.advance())
             progress.update()
             if self.step % recipe.log_every == 0 or self.step == recipe.steps:
-                mean = sum(recent) / len(recent)
+                mean = sum(self.recent) / len(self.recent)
                 learning_rate = self.schedules[0].get_last_lr()[0]
                 progress.set_postfix(loss=f"{mean:.4f}", lr=f"{learning_rate:.1e}")
                 accelerator.log({"loss": mean, "learning_rate": learning_rate}, step=self.step)
-                recent = []
+                self.recent = []
             if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                 self.save()
         progress.close()
@@ -178,7 +177,7 @@ class Run:
         if accelerator.is_main_process:
             # The checkpoint first: a state that says the run is at its end must not outlive it.
             save_trained(accelerator.unwrap_model(self.model), self.checkpoint, out)
-            run_state.finish(out, {"step": self.step, "recipe": self.identity})
+            run_state.finish(out, {"step": self.step, "recipe": self.identity, "recent": self.recent})
         accelerator.wait_for_everyone()
 
     def restore(self) -> None:
@@ -201,7 +200,7 @@ class Run:
                 "restore what it began with, or choose another 'out'"
             )
         self.accelerator.load_state(str(out / run_state.STATE))
-        self.step = saved["step"]
+        self.step, self.recent = saved["step"], saved.get("recent", [])
 
     def _numbers(self, part: int) -> range:
         """The numbers of the samples of this process's next batch: no sample twice, whatever the process count."""

@@ -162,6 +162,7 @@ def test_a_missing_or_damaged_file_is_named(folder: Path, name: str) -> None:
         (["prompt", "question"], "{question", "prompt.question is '{question'"),
         (["prompt", "answer"], "Answer", "prompt.answer is 'Answer', allowed: text with {answer} once"),
         (["calibration", "scale"], float("inf"), "calibration is inf, 0.0, allowed: finite numbers"),
+        (["calibration", "caption"], [{"scale": float("nan")}], "calibration is nan, 0.0, allowed: finite"),
         (["calibration", "pointing"], [{"shift": float("nan")}], "calibration is 1.0, nan, allowed: finite"),
     ],
 )

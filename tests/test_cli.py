@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from tokenizers import Tokenizer
 
 from tests.conftest import scripted
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.cli import main
+from vision_lm.config import Calibration
 
 COMMAND = [sys.executable, "-m", "vision_lm"]
 SAYING = "The cube is red."
@@ -125,6 +126,39 @@ def test_json_lines(
         assert tokenizer.decode(line["tokens"]).strip() == SAYING
         assert len(line["token_logprobs"]) == len(line["tokens"])
         assert 0 <= line["confidence"] <= 1
+
+
+def test_an_answer_that_is_not_to_be_relied_on(
+    vit_checkpoint: Checkpoint, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below the checkpoint's threshold a warning says so, on stderr; a program has the flag."""
+    checkpoint = scripted(vit_checkpoint, " A cat")
+    config = dataclasses.replace(
+        checkpoint.config, projector_trained=True, calibration=Calibration(unanswerable=1.0)
+    )
+    write_checkpoint(tmp_path / "model", config, checkpoint.tensors, checkpoint.tokenizer)
+    ask = ["ask", images[0], "What is this?", "--model", str(tmp_path / "model")]
+    assert main(ask) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "A cat\n" and "not sure of this answer" in printed.err
+    assert main([*ask, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["unanswerable"] is True and "not sure" not in printed.err
+
+
+def test_an_answer_that_says_itself_that_there_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mini of a red circle, asked about a star: it needs no warning."""
+    picture = Image.new("RGB", (256, 256), (250, 250, 250))
+    ImageDraw.Draw(picture).ellipse((70, 70, 180, 180), fill=(230, 30, 30))
+    picture.save(tmp_path / "circle.png")
+    ask = ["ask", str(tmp_path / "circle.png"), "What colour is the star?"]
+    assert main(ask) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "unanswerable\n" and "not sure" not in printed.err
+    assert main([*ask, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unanswerable"] is True
 
 
 def test_an_answer_is_streamed_to_a_terminal(

@@ -33,7 +33,12 @@ def test_confidence_is_a_calibrated_probability() -> None:
     assert of_answer("a star", said(-0.1, -0.3, points=(-0.2,)), Calibration()) == pytest.approx(
         2.718281828**-0.6
     )
+    assert of_answer("It is red.", said(-0.1, -0.3, points=(-0.2,)), Calibration()) == pytest.approx(
+        2.718281828**-0.4
+    )
     assert of_answer("yes", said(-0.6931472), Calibration(scale=2.0, shift=1.0)) == pytest.approx(0.7310586)
+    none = Calibration(2.0, 1.0, none=PlattScaling())
+    assert of_answer("unanswerable", said(-0.1, -0.3), none) == pytest.approx(2.718281828**-0.4)
     for logprobs in ([0.0], [-1e4], [-0.5] * 3, []):
         for calibration in (Calibration(), Calibration(50, -300), Calibration(50, 300)):
             assert 0 <= of_answer("two red stars", said(*logprobs), calibration) <= 1
@@ -48,14 +53,15 @@ def test_a_caption_is_as_sure_as_its_least_sure_thing() -> None:
     spans = list(zip([0, *ends], ends, strict=False))
     text = "".join(words)
 
-    def sure(curve: PlattScaling | None = None, **unlikely: float) -> float:
+    def sure(*curve: PlattScaling, **unlikely: float) -> float:
         values = [unlikely.get(word.strip(), -0.01) for word in words]
         return of_caption(text, said(*values), spans, Calibration(caption=curve))
 
     assert sure(The=-2.0, shows=-2.0) == pytest.approx(math.exp(-0.02))
     assert sure(artichoke=-1.0) == pytest.approx(math.exp(-1.01))
     assert sure(an=-1.0, artichoke=-0.5, cat=-0.9) == pytest.approx(math.exp(-1.5))
-    assert sure(PlattScaling(1.0, 1.0), artichoke=-1.0) > sure(artichoke=-1.0)
+    of_one, of_more = PlattScaling(1.0, -1.0), PlattScaling(1.0, 1.0)
+    assert sure(of_one, of_more, artichoke=-1.0) > sure(artichoke=-1.0) > sure(of_one, artichoke=-1.0)
     # Tokens that point, and say nothing, are not the thing's; a caption that names nothing is as sure as its words.
     spans.insert(3, (spans[3][0], spans[3][0]))
     values, pointing = [-0.01] * 10, [False] * 10

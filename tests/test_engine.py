@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import vision_lm.engine.engine as engine_module
 from tests.noise_pictures import IMAGE_TOKENS, PLACEHOLDER, Noise, encode, engine_of, random_decoder
 from vision_lm.engine import Engine, Generation, Prompt, Sampling, Ticket, TorchDecoder
 from vision_lm.engine.pages import PAGE
@@ -205,6 +206,35 @@ def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
     assert engine.scheduler.limits.step_tokens <= 1024
     assert 1 <= len(caplog.records) <= 3
     assert "out of memory in a step of 2048 tokens" in caplog.text
+
+
+def test_no_memory_to_choose_tokens_costs_nobody_an_answer(
+    decoder: TorchDecoder,
+    prompts: list[Prompt],
+    alone: list[Generation],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Rows are then chosen one after the other; a row that fails by itself ends its own request alone."""
+    usual = engine_module.choose
+
+    def narrow(logits: Tensor, rows: Sequence[Any]) -> Any:
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        if logits.shape[0] == 1 and rows[0].sampling == broken:
+            raise ValueError("this row cannot be chosen")
+        return usual(logits, rows)
+
+    broken = Sampling(max_tokens=7, temperature=0.123)
+    monkeypatch.setattr(engine_module, "choose", narrow)
+    heard(monkeypatch, caplog)
+    engine = engine_of(decoder)
+    failed = engine.submit(prompts[0], broken)
+    tickets = [engine.submit(*pair) for pair in zip(prompts[:12], SETTINGS[:12], strict=True)]
+    with pytest.raises(ValueError, match="this row"):
+        failed.result()
+    assert [ticket.result().tokens for ticket in tickets] == [one.tokens for one in alone[:12]]
+    assert engine.pages.used == 0 and "the engine failed" not in caplog.text
 
 
 def test_one_long_prompt_without_memory_is_computed_in_parts(

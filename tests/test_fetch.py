@@ -62,8 +62,8 @@ class Pictures(BaseHTTPRequestHandler):
                 self.wfile.write(bytes(65_536))
         elif path == "/bomb":  # 256 MiB, were it unpacked
             self.answer(200, {"Content-Type": "image/png", "Content-Encoding": "GZIP"}, packed_zeros(2**28))
-        elif path == "/identity":
-            self.answer(200, {"Content-Encoding": "identity"}, red_png())
+        elif path in ("/identity", "/no-encoding"):
+            self.answer(200, {"Content-Encoding": "identity" if path == "/identity" else ""}, red_png())
         elif path == "/endless":
             self.answer(200, {}, b"")
             while True:
@@ -79,6 +79,8 @@ class Pictures(BaseHTTPRequestHandler):
             for _ in range(60):
                 self.wfile.write(b"B")
                 time.sleep(0.05)
+        elif path == "/to-half-an-address":
+            self.answer(302, {"Location": "http://[bad"}, b"")
         elif path.startswith("/to/"):
             self.answer(302, {"Location": path.removeprefix("/to/")}, b"")
         else:
@@ -282,6 +284,11 @@ def test_every_redirect_is_checked_again(target: str, said: str, site: Site) -> 
     assert said in site.refusal(f"/to/{target}")
 
 
+def test_a_redirect_to_what_is_no_url(site: Site) -> None:
+    """An open redirect on a permitted host is enough to send one."""
+    assert "redirects to what is no URL" in site.refusal("/to-half-an-address")
+
+
 @pytest.mark.parametrize("path", ["/declares-too-much", "/endless"])
 def test_the_size_limit_stops_a_body_early(path: str, site: Site) -> None:
     """A declared length is refused before the body, an undeclared one while it streams."""
@@ -305,7 +312,7 @@ def test_what_is_compressed_is_never_unpacked(site: Site) -> None:
     assert "the server sends it compressed (gzip)" in said
     assert tracemalloc.get_traced_memory()[1] < 2**26
     tracemalloc.stop()
-    assert site.fetch("/identity") == red_png()
+    assert site.fetch("/identity") == site.fetch("/no-encoding") == red_png()
 
 
 def test_a_body_of_exactly_the_limit_is_whole(site: Site) -> None:
@@ -349,3 +356,13 @@ def test_https_checks_the_name_in_the_url(tmp_path: Path, monkeypatch: pytest.Mo
     assert "certificate verify failed" in site.refusal("/red.png", scheme="https")
     site.server.shutdown()
     site.server.server_close()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://pictures.test/\ud800", "http://pictures.test/?\udcff", "http://[bad/"]
+)
+def test_what_is_no_url(url: str) -> None:
+    """Half a character, or half an address: one line that can be printed."""
+    with pytest.raises(ImageError, match="not a valid URL") as caught:
+        fetch_url(url, allow_hosts=["pictures.test"], max_bytes=1)
+    assert str(caught.value).encode()

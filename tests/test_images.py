@@ -319,6 +319,15 @@ def test_counting_pages_is_bounded() -> None:
         assert open_image(bytes(tiff)).getpixel((0, 0)) == (7, 7, 7)
 
 
+def test_the_frames_of_a_large_gif_are_not_counted() -> None:
+    """Twelve bytes are enough for one, and Pillow visits each: a file of some megabytes would run for a long time."""
+    frame = b"\x2c" + bytes(4) + struct.pack("<HHB", 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    gif = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + b"\xff\x00\x00" * 2 + frame * 70_000 + b";"
+    assert len(gif) > 1 << 20
+    with pytest.warns(ImageWarning, match="several frames or pages"):
+        assert open_image(gif).getpixel((0, 0)) == (255, 0, 0)
+
+
 # --- cost ---
 
 

@@ -58,6 +58,19 @@ def test_a_red_circle_is_red(mini: VisionLM, red: tuple[int, int, int]) -> None:
     assert mini.ask(picture, "What colour is the circle?").text == "red"
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_a_picture_of_any_shape_is_answered(mini: VisionLM, size: tuple[int, int]) -> None:
+    """A pixel, and a line of them: whatever it says, it says something."""
+    picture = Image.new("RGB", size, (250, 250, 250))
+    assert mini.caption(picture).text.endswith(".") and mini.ask(picture, "What is this?").text
+
+
+def test_it_is_small_enough_to_ship() -> None:
+    """24 MiB, with its words and its card."""
+    folder = Path(vision_lm.__file__).parent / "weights" / "mini"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 24 << 20
+
+
 def test_existence_in_a_photograph(mini: VisionLM) -> None:
     """The README's question: a cat is a cat and no dog."""
     cat = EXAMPLES / "cat.jpg"
@@ -118,4 +131,4 @@ def test_easy_vqa(mini: VisionLM) -> None:
         [question.image for question in questions], [question.question for question in questions]
     )
     right = sum(str(answer) == question.answer for answer, question in zip(answers, questions, strict=True))
-    assert right / len(questions) >= 0.97
+    assert right / len(questions) >= 0.99

@@ -102,6 +102,8 @@ def test_a_checkpoints_own_stop_text_ends_its_answers(
     vlm = VisionLM(dataclasses.replace(checkpoint, config=config), device="cpu")
     assert vlm.ask(pictures[0], "?").text == "red"
     assert vlm.ask(pictures[0], "?", stop=["d<"]).text == "re"
+    many = [f"never {number}" for number in range(16)]  # as many as a caller may give
+    assert vlm.ask(pictures[0], "?", stop=many).text == "red"
     assert VisionLM(checkpoint, device="cpu").ask(pictures[0], "?").text == "red<END> cube."
 
 

@@ -30,7 +30,7 @@ def score(folder: Path, out: Path) -> None:
 
 
 def test_the_card_of_a_run(vit_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Sources and samples from the recipe, the start with its licence, figures from a score; the licence once it is given."""
+    """Sources and samples of the recipe, the start with its licence, the figures of a score, not of a broken one, a licence."""
     data, out = write_data(tmp_path), tmp_path / "out"
     start = write_start(tmp_path, vit_checkpoint)
     (start / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
@@ -51,6 +51,9 @@ def test_the_card_of_a_run(vit_checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert card.metrics["vqav2, accuracy"] == f"0.3333 ({interval}; 6 of 6 items)"
 
     VisionLM.from_pretrained(out, "cpu").save_pretrained(tmp_path / "published", card_of_run(out, "mit"))
+    (out / "scores.json").write_text('{"scores": 3}')
+    with pytest.raises(CheckpointError, match="scores.json: not what `vision-lm eval` writes"):
+        card_of_run(out)
     text = (tmp_path / "published" / "README.md").read_text()
     assert read_licence(tmp_path / "published" / "README.md") == "mit"
     assert all(f"- {line}\n" in text for line in card.data)
@@ -58,10 +61,11 @@ def test_the_card_of_a_run(vit_checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
-    """A folder without a state, a damaged one, and scores that are none, in one line each."""
+    """A folder without a state, and a damaged one, in one line each."""
     with pytest.raises(CheckpointError, match="no run of `vision-lm train`"):
         card_of_run(tmp_path)
     (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "run.pt").write_bytes(b"PK cut")
-    with pytest.raises(CheckpointError, match="its saved state cannot be read"):
-        card_of_run(tmp_path)
+    for cut in (b"", b"PK cut"):
+        (tmp_path / "state" / "run.pt").write_bytes(cut)
+        with pytest.raises(CheckpointError, match="its saved state cannot be read"):
+            card_of_run(tmp_path)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from vision_lm.captions import cut_caption, sentences_end
-from vision_lm.confidence import Sureness, of_answer, of_caption, sureness
+from vision_lm.confidence import UNANSWERABLE, Sureness, of_answer, of_caption, sureness
 from vision_lm.config import Calibration, PointConfig
 from vision_lm.engine import Generation, Token
 from vision_lm.engine.stopping import FinishReason
@@ -48,7 +48,8 @@ class Answer:
     token_logprobs: tuple[float, ...]  # natural logarithms, one for each token
     # With the option `top_logprobs`: for each token the likeliest ids at its place, with their logarithms.
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
-    # The answer is less sure than the checkpoint's threshold, chosen on held-out questions: better say "I do not know".
+    # It says so itself (`UNANSWERABLE`), or is less sure than the checkpoint's threshold, chosen on held-out questions: better
+    # say "I do not know".
     unanswerable: bool = False
     # Where in the picture it points, if the checkpoint can: see `vision_lm.pointing`.
     points: tuple[Point, ...] = ()
@@ -58,6 +59,11 @@ class Answer:
 
     def __str__(self) -> str:
         return self.text
+
+
+def too_unsure(text: str, unanswerable: bool) -> bool:
+    """Whether an answer should not be relied on, though it is given: not where it says itself that there is none."""
+    return unanswerable and text != UNANSWERABLE
 
 
 class AnswerStream(Iterator[str]):
@@ -120,7 +126,7 @@ class AnswerWriter:
             logprobs,
             generation.tops[:count],
             points=tuple(points_of(tokens, self.points, self.text)),
-            unanswerable=not caption and confidence < self.calibration.unanswerable,
+            unanswerable=not caption and (text == UNANSWERABLE or confidence < self.calibration.unanswerable),
         )
 
     def pieces(

@@ -217,9 +217,10 @@ class Answerer:
             allowed = ", ".join(Options.__annotations__)
             raise RequestError(f"unknown option {min(unknown)!r}; allowed: {allowed}")
         settings: Options = {"max_tokens": max_tokens, **options}
-        sampling = Sampling(**settings, stop_ids=frozenset([self.config.prompt.eos_token_id]))
-        if self.config.prompt.stop:
-            sampling = replace(sampling, stop=(*sampling.stop, *self.config.prompt.stop))
+        prompt = self.config.prompt
+        sampling = Sampling(
+            **settings, stop_ids=frozenset([prompt.eos_token_id]), own_stop=tuple(prompt.stop)
+        )
         return Task(sampling, caption, shorten="max_tokens" not in options)
 
     def given_task(self, ids: Sequence[int], *, top_logprobs: int = 0) -> Task:

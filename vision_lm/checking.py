@@ -220,7 +220,9 @@ def _corrected(caption: Answer, mentions: Sequence[Mention], opinions: Sequence[
     if len(unconfirmed) == len(mentions) > 1:
         return replace(caption, text="Several things.", unconfirmed=names, unanswerable=True)
     unanswerable = len(unconfirmed) == len(mentions)
-    return replace(caption, text=_edited(text, edits), unconfirmed=names, unanswerable=unanswerable)
+    # Of "The Eiffel Tower at night." nothing is left where the tower is not confirmed.
+    text = _edited(text, edits) or "Something."
+    return replace(caption, text=text, unconfirmed=names, unanswerable=unanswerable)
 
 
 def _sentence(text: str, at: int) -> tuple[int, int]:

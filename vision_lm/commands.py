@@ -216,7 +216,9 @@ def _answer_each(
     paths: list[str] = options.images
     second_look = getattr(options, "explain", False) or getattr(options, "check", False)
     if len(paths) == 1 and not options.json and not second_look and sys.stdout.isatty():
-        _print_stream(stream(paths[0]))
+        pieces = stream(paths[0])
+        _print_stream(pieces)
+        _warn_if_unsure(paths[0], pieces.answer, options)
         return 0
     status = 0
     for start in range(0, len(paths), IMAGES_AT_ONCE):
@@ -226,7 +228,19 @@ def _answer_each(
                 status = complain(str(answer))
             else:
                 print(_line(path, answer, options, alone=len(paths) == 1), flush=True)
+                _warn_if_unsure(path, answer, options)
     return status
+
+
+def _warn_if_unsure(path: str, answer: Answer | None, options: argparse.Namespace) -> None:
+    """For who reads; what a program reads (--json) has the flag."""
+    from vision_lm.answer import too_unsure
+
+    if answer and too_unsure(answer.text, answer.unanswerable) and not options.json:
+        print(
+            f"vision-lm: warning: {path}: not sure of this answer ({answer.confidence:.0%}); do not rely on it",
+            file=sys.stderr,
+        )
 
 
 def _line(path: str, answer: Answer, options: argparse.Namespace, alone: bool) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vision_lm.config import Calibration, PlattScaling
-from vision_lm.noun_phrases import noun_phrases
+from vision_lm.noun_phrases import noun_phrases, overlapping
 
+UNANSWERABLE = "unanswerable"  # what a model answers to a question about what is not there
 POINT_SHARE = 0.1  # of a point's contest, in an answer's confidence
 
 
@@ -57,10 +58,11 @@ def of_answer(text: str, sure: Sureness, calibration: Calibration) -> float:
     words = sure.words
     if not words:
         return 0.0
-    places = len(sure.values) - len(words)
+    places, points = len(sure.values) - len(words), sum(sure.values) - sum(words)
     whole = text.endswith((".", "!", "?"))
-    together = sum(sure.values) if not whole else sum(words) / len(words)
-    return scaled(together, calibration.scaling(len(words), places))
+    said = sum(words) / len(words) if whole else sum(words)
+    curve = calibration.none if text == UNANSWERABLE else None
+    return scaled(said + points, curve or calibration.scaling(len(words), places))
 
 
 def of_caption(
@@ -72,17 +74,14 @@ def of_caption(
     """
     if not sure.words:
         return 0.0
-    said = [
-        (start, end, value)
-        for (start, end), value, pointing in zip(spans, sure.values, sure.pointing, strict=True)
-        if not pointing and start < end
-    ]
     # With the article before it: "an" already decides between an oil rig and a rocket.
     things = [
-        sum(value for start, end, value in said if start < thing.end and end > thing.begin)
+        sum(sure.values[n] for n in overlapping(spans, thing.begin, thing.end) if not sure.pointing[n])
         for thing in noun_phrases(text)
     ]
-    return scaled(min(things, default=sum(sure.words) / len(sure.words)), calibration.caption or calibration)
+    least = min(things, default=sum(sure.words) / len(sure.words))
+    curves = calibration.caption or (calibration,)
+    return scaled(least, curves[min(max(len(things), 1), len(curves)) - 1])
 
 
 def scaled(log_probability: float, curve: PlattScaling) -> float:

@@ -153,7 +153,9 @@ class Calibration(PlattScaling):
     unanswerable: float = 0.0  # answers less sure than this count as none; see `projector.calibrate`
     word: PlattScaling | None = None  # for an answer of one token, such as yes; None: as for more
     pointing: tuple[PlattScaling, ...] = ()  # for one place, for two, and so on; the last also for more
-    caption: PlattScaling | None = None  # of its least sure thing, not of all its words; None: as for more words
+    # Of a caption's least sure thing, for one that names one, two, more; (): as for more words.
+    caption: tuple[PlattScaling, ...] = ()
+    none: PlattScaling | None = None  # for the answer that there is none; None: as for more words
 
     def scaling(self, words: int, places: int) -> PlattScaling:
         """For an answer of so many tokens that points at so many places."""
@@ -229,7 +231,8 @@ class Config:
         if not all(0 <= level <= 1 for level in vision.fill or ()):
             yield f"vision.fill is {list(vision.fill or ())}, allowed: 0 to 1"
         calibration = self.calibration
-        for one in (calibration, *calibration.pointing, *([calibration.word] if calibration.word else ())):
+        others = (one for one in (calibration.word, calibration.none) if one)
+        for one in (calibration, *calibration.pointing, *calibration.caption, *others):
             if not all(map(math.isfinite, (one.scale, one.shift))):
                 yield f"calibration is {one.scale}, {one.shift}, allowed: finite numbers"
         if not 0 <= self.calibration.unanswerable <= 1:

@@ -144,7 +144,7 @@ def explain(
     `go_on` is called now and then, and may raise to give up. Raises RequestError and ImageError.
     """
     prompt = vlm.prompts.build(turns)
-    _check(answer, grid, picture, len(prompt.images))
+    check(answer, grid, picture, len(prompt.images))
     if vlm.config.vision.crops is not None and vlm.config.vision.crops.kind == "overlap":
         raise RequestError(
             f"{vlm.config.name} sees a picture in parts that overlap, which no window hides alone; explain with a model "
@@ -186,7 +186,8 @@ def seen_box(size: tuple[int, int], config: VisionConfig) -> Box:
     return left, top, left + side, top + side
 
 
-def _check(answer: Any, grid: Any, picture: Any, pictures: int) -> None:
+def check(answer: Any, grid: Any, picture: Any, pictures: int) -> None:
+    """Whether so many pictures can be asked for this explanation. Raises RequestError."""
     if not pictures:
         raise RequestError("there is no picture; explain an answer about at least one")
     if isinstance(picture, bool) or not isinstance(picture, int) or not 0 <= picture < pictures:

@@ -68,7 +68,12 @@ def fetch_url(
             raise ImageError(f"{request.name}: cannot be fetched ({reason}); download it first") from error
         if location is None:
             return body
-        url = urljoin(url, location)
+        try:
+            url = urljoin(url, location)
+        except ValueError as error:
+            raise ImageError(
+                f"{request.name}: redirects to what is no URL ({error}); download it first"
+            ) from None
     raise ImageError(f"{request.name}: more than {_MAX_REDIRECTS} redirects; give the picture's own URL")
 
 
@@ -97,9 +102,10 @@ def _permitted(url: str, allowed: set[str]) -> _Request:
         parts = urlsplit(url)
         scheme, host = parts.scheme, parts.hostname or ""
         port = parts.port or _DEFAULT_PORT.get(scheme, 0)
-    except ValueError as error:
-        raise ImageError(f"{url[:100]!r}: not a valid URL ({error}); allowed: https://HOST/PATH") from None
-    path = quote(parts.path or "/", safe=_URL_SYNTAX)
+        path = quote(parts.path or "/", safe=_URL_SYNTAX)
+        query = "?" + quote(parts.query, safe=_URL_SYNTAX + "?") if parts.query else ""
+    except ValueError as error:  # half a character is one, too
+        raise ImageError(f"{url[:100]!a}: not a valid URL ({error}); allowed: https://HOST/PATH") from None
     name = f"{scheme}://{host}{path}"[:200]
     if scheme not in _DEFAULT_PORT or not host:
         raise ImageError(f"{name}: cannot be fetched; allowed: a path, http://HOST/PATH or https://HOST/PATH")
@@ -107,7 +113,6 @@ def _permitted(url: str, allowed: set[str]) -> _Request:
     if permission not in allowed:
         permit = f"permit its host with allow_url_hosts=[{permission!r}] (--allow-url-host {permission})"
         raise ImageError(f"{name}: not fetched without permission; {permit}, or download the picture first")
-    query = "?" + quote(parts.query, safe=_URL_SYNTAX + "?") if parts.query else ""
     return _Request(name, scheme, host, port, path + query)
 
 
@@ -145,9 +150,7 @@ def _get(
                 f"{request.name}: the server sends {kind[:60]}; give the URL of a picture itself"
             )
         encoding = response.getheader("Content-Encoding", "identity").strip().lower()
-        if (
-            encoding != "identity"
-        ):  # not what was asked for; how large it is would only be known after the work
+        if encoding not in ("", "identity"):  # how large it is would only be known after the work
             raise ImageError(
                 f"{request.name}: the server sends it compressed ({encoding[:60]}); download it first"
             )

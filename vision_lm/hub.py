@@ -19,6 +19,7 @@ from huggingface_hub.utils import tqdm
 
 from vision_lm.disk_space import check_disk_space
 from vision_lm.errors import CheckpointError
+from vision_lm.model_files import one_line
 
 
 class _Silent(tqdm):
@@ -61,8 +62,7 @@ def download(hub_id: str, files: Sequence[str], revision: str | None = None) -> 
             f"{hub_id}{at}: not on this machine, and the hub cannot be reached; {remedy}"
         ) from None
     except Exception as error:  # the hub's client passes on whatever its HTTP library raises
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{hub_id}: cannot be fetched from the hub ({reason})") from error
+        raise CheckpointError(f"{hub_id}: cannot be fetched from the hub ({one_line(error)})") from error
 
 
 def _check_room(hub_id: str, patterns: list[str], revision: str | None) -> bool:

@@ -51,6 +51,7 @@ _DECODERS = {
     "AVIF": (rb"....ftyp(avi[fs]|m[is]f1.{0,48}avif)", "AvifImagePlugin", "AvifImageFile"),
 }
 _ALLOWED = ", ".join(_DECODERS)
+COUNTED_GIF = 1 << 20  # bytes, up to which a GIF's frames are counted
 
 # What else people hand over, so that the error can name it.
 _NOT_ALLOWED = {
@@ -252,9 +253,23 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
 
 
+def _length(file: Any) -> int:
+    """Bytes of an open file, which stays where it is."""
+    at = file.tell()
+    try:
+        return int(file.seek(0, 2))
+    finally:
+        file.seek(at)
+
+
 def _frame_count(image: Image.Image) -> str:
     if not getattr(image, "is_animated", False):
         return "1"
+    file: Any = getattr(image, "fp", None)
+    if (
+        image.format == "GIF" and _length(file) > COUNTED_GIF
+    ):  # counted one by one, of which it may have millions
+        return "several"
     if image.format != "TIFF":
         return str(image.n_frames)  # type: ignore[attr-defined]
     try:  # Pillow's own count of TIFF pages takes quadratic time: a crafted file would run for hours

@@ -34,7 +34,7 @@ def find_folder(source: str | os.PathLike[str], files: Sequence[str]) -> Path:
     if folder.exists():
         raise CheckpointError(f"{name}: this is a file; give the folder that holds {', '.join(files[:3])}")
     place, at, wanted = name.rpartition("@")
-    if at and Path(place).expanduser().exists():
+    if at and place and Path(place).expanduser().exists():
         raise CheckpointError(
             f"{place}: lies here, and only a hub's repository has revisions; leave {wanted!r} out"
         )

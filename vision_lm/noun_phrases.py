@@ -76,6 +76,11 @@ def noun_phrases(text: str) -> list[NounPhrase]:
     return found
 
 
+def overlapping(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
+    """Which of these spans of a text have a character from `start` on and before `end`."""
+    return [n for n, (first, last) in enumerate(spans) if first < end and last > start]
+
+
 def _opens(word: str) -> bool:
     return word in _OPENING or word.isdigit()
 

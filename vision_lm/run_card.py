@@ -48,6 +48,7 @@ def _data(folder: Path) -> Iterator[str]:
         samples = saved["step"] * recipe["batch_size"] * recipe["accumulate"] * recipe["number of processes"]
     except (
         OSError,
+        EOFError,
         KeyError,
         IndexError,
         TypeError,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from vision_lm.answer import Answer, Support
 from vision_lm.engine import Prompt, Ticket
 from vision_lm.explain import blank
-from vision_lm.noun_phrases import NounPhrase, noun_phrases
+from vision_lm.noun_phrases import NounPhrase, noun_phrases, overlapping
 from vision_lm.pictures import FittedPicture, Pictures
 from vision_lm.prompts import Turn
 
@@ -65,5 +65,4 @@ def _supports(vlm: Answerer, answer: Answer, unseen: Sequence[float]) -> Iterato
 
 def likelihood(phrase: NounPhrase, spans: Sequence[tuple[int, int]], logprobs: Sequence[float]) -> float:
     """The probability of these words given those before them. `spans`: of the answer's tokens."""
-    own = [n for n, (start, end) in enumerate(spans) if start < phrase.end and end > phrase.start]
-    return math.exp(sum(logprobs[n] for n in own))
+    return math.exp(sum(logprobs[n] for n in overlapping(spans, phrase.start, phrase.end)))

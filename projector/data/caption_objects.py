@@ -82,9 +82,13 @@ def _words(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=4)
 def _forms(names: frozenset[str]) -> dict[tuple[str, ...], str]:
-    """Every singular and plural, as words → the name; a name itself goes before the plural of another."""
+    """Every singular and plural, as words → the name; a name itself goes before the plural of another, but not of a shape's.
+
+    Two emoji are called "hearts" and "rings"; what scenes have two of are shapes.
+    """
     plurals = {tuple(_words(plural(name))): name.lower() for name in sorted(names)}
-    return plurals | {tuple(_words(name)): name.lower() for name in sorted(names)}
+    shapes = {(plural(name),): name for name in SHAPES}
+    return plurals | {tuple(_words(name)): name.lower() for name in sorted(names)} | shapes
 
 
 def _noun_at(words: list[str], at: int, nouns: dict[tuple[str, ...], str], longest: int) -> int:

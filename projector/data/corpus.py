@@ -4,6 +4,7 @@
     dialogues.jsonl  the same pictures, as short follow-up chats
     reasoning.jsonl  the same pictures: more questions of the kinds that need two looks
     naming.jsonl     the same pictures: what is where, captions and lists
+    absent.jsonl     every third of them: questions about what is not there, beside a few about what is
     drawings.jsonl   one emoji or clip-art drawing a picture, on any ground
     restyled.jsonl   the same drawings in the manner of other artists
     hands.jsonl      the drawings of more hands, as in drawings.jsonl
@@ -49,7 +50,8 @@ HELD_OUT_HANDS = ("twemoji", "openmoji", "tuxpaint")
 UNIT = 200  # pictures to a unit of work
 SIZE = 256  # pixels a side
 CAPTION_SHARE = 0.7  # of the scenes that carry captions beside their questions
-BESIDE = ("dialogues", "reasoning", "naming")  # files of the same pictures
+BESIDE = ("dialogues", "reasoning", "naming", "absent")  # files of the same pictures
+ABSENT_EVERY = 3  # of the training scenes
 _PROMPT = PromptConfig(image_token_id=0, eos_token_id=0)
 CAPTION_REQUESTS: dict[CaptionLength, str] = {
     "short": _PROMPT.caption_short,
@@ -198,7 +200,7 @@ def _scenes(
     names = sorted({picture.name for picture in pictures})
     parts: list[Part] = []
     for number in range(start, start + count):
-        composing, asking, chatting, reasoning, naming = (
+        composing, asking, chatting, reasoning, naming, missing = (
             random.Random(f"{what}/{name}/{number}") for what in ("scene", "scenes", *BESIDE)
         )
         chosen = composing.sample(cut_outs, min(8, len(cut_outs))) if composing.random() < 0.55 else []
@@ -207,8 +209,8 @@ def _scenes(
         picture.save(path, compress_level=1)
         # Held-out captions name everything: they say what is there.
         unnamed = scenes.left_unnamed(scene, naming) if pairs == "avoid" else frozenset()
-        absent = asking.sample(names, min(20, len(names)))
-        turns = scenes.questions(scene, asking, 14, absent_names=absent)
+        others = asking.sample(names, min(20, len(names)))
+        turns = scenes.questions(scene, asking, 14, absent_names=others)
         if asking.random() < CAPTION_SHARE:
             turns += _captions(scene, asking, unnamed)
         parts.append(Part("", Sample((path,), tuple(turns))))
@@ -220,7 +222,21 @@ def _scenes(
                 parts.append(Part("reasoning", Sample((path,), tuple(hard))))
             named = scenes.naming(scene, naming, 8) + _captions(scene, naming, unnamed)
             parts.append(Part("naming", Sample((path,), tuple(named))))
+        parts += absent_part(path, scene, missing, names, training=pairs == "avoid", number=number)
     return parts
+
+
+def absent_part(
+    path: Path, scene: Scene, rng: random.Random, names: Sequence[str], *, training: bool, number: int
+) -> list[Part]:
+    """What is asked about things that are not there: in training beside as much about those that are."""
+    if training and number % ABSENT_EVERY:
+        return []
+    others = rng.sample(names, min(20, len(names)))
+    turns = scenes.absent(scene, rng, 6, others)
+    if training:
+        turns += scenes.questions(scene, rng, 6, absent_names=others)
+    return [Part("absent", Sample((path,), tuple(turns)))] if turns else []
 
 
 def _captions(scene: Scene, rng: random.Random, unnamed: Collection[str]) -> list[QA]:

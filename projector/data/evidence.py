@@ -4,7 +4,7 @@ The frozen tower already names a thousand things in real photographs; its pooled
 What the projector and the language model must learn is to SAY what the logits mean, whatever the patches look
 like. So a training picture lends its patches, roughly mixed with its neighbour's, and gets logits drawn to look
 like those of a photograph of some class: a peak, its look-alikes (classes whose classifier rows are similar),
-and noise, which for most is what the tower says of some other training picture, less what it says of any: of noise that
+and noise, which for most is what the tower says of some training picture, less what it says of any: of noise that
 was drawn alone a model learns to read only such. The facts said are computed from these logits
 (projector/data/photo_facts.py), exactly as they would be from real ones: the head is distilled into words.
 The idea that distillation needs variety rather than real pictures is that of Asano & Saeed (arXiv 2112.00725).
@@ -30,7 +30,7 @@ from vision_lm.encoder import Features, subject
 # The height of a peak: from one that is lost in the noise to one beyond doubt.
 _PEAK = (2.0, 12.0)
 _BORROWED = 0.6  # of the draws have what the tower says of another picture for their noise
-_TIED = 0.5  # of the draws of two unlike things have peaks of about the same height
+_TIED = 0.5  # of the draws of several classes have peaks of about the same height
 
 
 class EvidenceLender:

@@ -1,7 +1,7 @@
 """Photographs that come with well-known packages, and what each shows: what people bring, by nobody whose work was trained on.
 
-`photographs.tsv` was written by looking at them. A few of scikit-image's have been in these pages for long (docs/mini.md
-says which choices were made by looking at its astronaut, moon and gravel); the others took part in none.
+`photographs.tsv` was written by looking at them. Some of scikit-image's took part in choices between models (docs/mini.md: the
+cat, the coffee, the rocket, the astronaut, the moon and the gravel); the others in none.
 """
 
 from __future__ import annotations

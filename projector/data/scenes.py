@@ -14,6 +14,7 @@ from typing import Literal
 from PIL import Image
 
 from projector.data import scene_drawing as drawing
+from projector.data.scene_absent import absent
 from projector.data.scene_captions import caption, left_unnamed
 from projector.data.scene_dialogue import dialogue
 from projector.data.scene_grammar import plural
@@ -42,6 +43,7 @@ __all__ = [
     "Scene",
     "Sprite",
     "Thing",
+    "absent",
     "caption",
     "compose",
     "dialogue",

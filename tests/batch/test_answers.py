@@ -147,10 +147,15 @@ def test_every_kind_of_output_is_read_back_by_others(answer: Answer, photos: Pat
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_text_for_each_picture_beside_it(answer: Answer, photos: Path) -> None:
+@pytest.mark.parametrize("inside", [False, True], ids=["from elsewhere", "from inside the folder"])
+def test_a_text_for_each_picture_beside_it(
+    answer: Answer, photos: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
     """The layout that trainers of image models read: a.png, a.txt. Nobody's own text is written over."""
     draw(photos / "deep" / "x.jpg", 9)
-    answer(photos, photos)
+    if inside:
+        monkeypatch.chdir(photos)
+    answer(*[Path() if inside else photos] * 2)
     assert (photos / "deep" / "x.txt").read_text().strip()
     assert len(list(photos.rglob("*.txt"))) == 7
 
@@ -179,6 +184,9 @@ def test_columns_of_a_webdataset_sample(answer: Answer, photos: Path, tmp_path: 
             "b.png": (photos / "0001.png").read_bytes(),
             "b.json": b'{"thing": "square"}',
             "c.png": (photos / "0002.png").read_bytes(),
+            "c.json": b'{"a\\ud800": 1, "deep": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+            "d.png": (photos / "0003.png").read_bytes(),
+            "d.json": b'{"a\\ud800": 1}',
         }
         for name, data in members.items():
             info = tarfile.TarInfo(name)
@@ -187,8 +195,14 @@ def test_columns_of_a_webdataset_sample(answer: Answer, photos: Path, tmp_path: 
     (tmp_path / "questions.txt").write_text("# about each\nIs there a {thing}?\n")
     answer(tmp_path / "shard.tar", tmp_path / "out.jsonl", caption=None, questions=tmp_path / "questions.txt")
     rows = json_rows(tmp_path / "out.jsonl")
-    assert [row["answer_1_question"] for row in rows] == ["Is there a circle?", "Is there a square?", None]
+    assert [row["answer_1_question"] for row in rows] == [
+        "Is there a circle?",
+        "Is there a square?",
+        None,
+        None,
+    ]
     assert "has no 'thing'" in rows[2]["error"]
+    assert "it has a\\ud800, folder" in rows[3]["error"]  # half a character, as JSON writes it
 
 
 def test_answers_of_a_json_schema(answer: Answer, photos: Path, tmp_path: Path) -> None:

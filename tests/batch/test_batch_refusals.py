@@ -29,6 +29,11 @@ CASES = {
     "a taken name": ("photos --questions taken.json --out o.csv", "'error' cannot head a column", "letters"),
     "no column of paths": ("other.csv --caption short --out o.csv", "it has id, name", "--image-column"),
     "no archive": ("broken.zip --caption short --out o.csv", "cannot be read as a zip", "fetch it again"),
+    "a name that is no text": (
+        "names.zip --caption short --out o.csv",
+        "cannot be read as a zip",
+        "fetch it again",
+    ),
     "no JSON": ("photos --json-schema q.txt --out o.csv", "q.txt: cannot be read", "give a JSON file"),
     "no checkpoint": ("photos --caption short --out o.csv --model ./none", "no such folder", "give a folder"),
     "someone's file": ("photos --caption short --out mine.csv", "mine.csv: exists", "--overwrite"),
@@ -68,6 +73,9 @@ def test_one_line_and_status_2(
     Path("code.txt").write_text("Is there {a.__class__}?\n")
     Path("taken.json").write_text('{"error": "Is there a cat?"}')
     Path("broken.zip").write_bytes(b"PK\x03\x04 and no more")
+    with zipfile.ZipFile("names.zip", "w") as archive:
+        archive.writestr("é.png", b"")
+    Path("names.zip").write_bytes(Path("names.zip").read_bytes().replace("é".encode(), b"\xff\xfe"))
     Path("mine.csv").write_text("mine")
     Path("mine.html").write_text("mine")
     before = sorted(Path().rglob("*"))

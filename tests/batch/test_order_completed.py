@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ def test_killed_and_resumed_each_row_is_there_once(
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     process = commands.start(*batch(many, out), *ORDER)
     assert wait_until(lambda: lines(partial) > 0, process)
-    os.kill(process, signal.SIGKILL)
-    assert commands.finish() == -signal.SIGKILL and not out.exists()
+    with suppress(ProcessLookupError):  # a fast machine has done all in the meantime
+        os.kill(process, signal.SIGKILL)
+    assert (commands.finish() == -signal.SIGKILL) == (not out.exists())
     answer(many, tmp_path / "whole.jsonl", caption="normal")
     for _ in range(2):
         status, printed = commands.run(*batch(many, out), *ORDER)

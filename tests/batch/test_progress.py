@@ -38,3 +38,16 @@ def test_what_is_kept_is_no_work_of_this_run(
     answer(photos, tmp_path / "out.jsonl", progress=True)
     assert [(bar.initial, bar.timed, bar.n, bar.total) for bar in bars] == [(0, 6, 6, 6), (6, 2, 8, 8)]
     assert "8/8" in capsys.readouterr().err
+
+
+def test_a_bar_that_is_switched_off(
+    answer: Answer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TQDM_DISABLE is read when tqdm is loaded; a bar that it disables has nothing to show, and the run goes on."""
+
+    class Off(tqdm.tqdm):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
+
+    monkeypatch.setattr(tqdm, "tqdm", Off)
+    assert answer(photos, tmp_path / "out.jsonl", progress=True).answered == 6

@@ -247,4 +247,4 @@ def test_names_and_answers_are_shown_as_text() -> None:
 def test_the_meter_is_read_aloud() -> None:
     shown = meter(0.876)
     assert 'role="meter"' in shown and 'aria-valuenow="88"' in shown and "88% sure<" in shown
-    assert '88 percent, too little to rely on"' in meter(0.876, unanswerable=True)
+    assert '88 percent, too little to rely on"' in meter(0.876, unsure=True)

@@ -88,3 +88,18 @@ def test_photographs_are_asked_by_every_name(tmp_path: Path) -> None:
     task.items[0].image.unlink()
     with pytest.raises(EvaluationError, match="chelsea.png; `vision-lm data build"):
         read_task("photographs", TaskFiles(data=tmp_path))
+
+
+def test_what_is_not_there_is_to_be_said_so(tmp_path: Path) -> None:
+    """Questions about absent things, of the part that nothing was calibrated on; "unanswerable" is their answer."""
+    held_out = tmp_path / "corpus" / "held_out"
+    held_out.mkdir(parents=True)
+    turn = QA("Where is the star?", "unanswerable", "absent")
+    paths = [held_out / f"{number}.png" for number in range(4)]
+    for path in paths:
+        Image.new("RGB", (8, 8), "white").save(path)
+    write_jsonl(held_out / "absent.jsonl", [Sample((path,), (turn,)) for path in paths])
+    task = read_task("absent", TaskFiles(data=tmp_path))
+    assert [(item.id, item.kind) for item in task.items] == [(f"{n}/0", "absent") for n in (1, 2, 3)]
+    measured = task.scorer.measure(task.items, ["unanswerable", "Unanswerable.", "at the top"])
+    assert measured.right.tolist() == [1, 1, 0]

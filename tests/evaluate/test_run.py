@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import vision_lm.evaluate as evaluate_package
+from vision_lm.cli import main
 from vision_lm.errors import EvaluationError
 from vision_lm.evaluate.evaluation import Model, run_task
 from vision_lm.evaluate.predictions import Failure, Prediction
@@ -199,6 +200,42 @@ def test_files_that_do_not_fit(evaluate: Evaluate, tmp_path: Path) -> None:
     refused(evaluate, "'vqa3'", "textvqa", task="vqa3")
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "value", "said"),
+    [
+        ("vqav2", "image_id", "abc", r"question_id 0: image_id is \"abc\"; it must be a number"),
+        ("vqav2", "image_id", None, "image_id is null; it must be a number"),
+        ("vqav2", "question", ["x"], "question is .*; it must be text or a number"),
+        ("textvqa", "answers", "red", r"answers is \"red\"; it must be a list"),
+        ("textvqa", "answers", 5, "answers is 5; it must be a list"),
+        ("gqa", "question", 5.0, None),
+        ("gqa", "types", ["verify"], None),
+        ("gqa", "answer", {}, "answer is {}; it must be text or a number"),
+    ],
+)
+def test_a_field_of_another_kind_is_named(
+    tmp_path: Path, task: str, name: str, value: Any, said: str | None
+) -> None:
+    """A file that was edited or is of another task: the record, the field, and what it must be; no traceback."""
+    record = {"question_id": 0, "image_id": 0, "imageId": "n1", "question": "What?", "answer": "no"}
+    record |= {"answers": ["x"] * 10, name: value}
+    whole: dict[str, Any] = {
+        "vqav2": {"data_subtype": "val2014", "questions": [record]},
+        "textvqa": {"data": [record]},
+        "gqa": {"07": record},
+    }
+    asked = tmp_path / "asked.json"
+    asked.write_text(json.dumps(whole[task]))
+    answered = vqa_files(tmp_path, count=1).annotations
+    files = TaskFiles(asked, answered, tmp_path)
+    if said is None:
+        assert len(read_task(task, files).items) == 1
+        return
+    with pytest.raises(EvaluationError, match=said) as caught:
+        read_task(task, files)
+    assert "\n" not in str(caught.value) and str(asked) in str(caught.value)
+
+
 def test_another_runs_folder(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate()
     refused(evaluate, "prompt", "--overwrite", prompt="{question} Briefly.")
@@ -274,3 +311,19 @@ def test_the_public_call_twice_in_one_process(tmp_path: Path) -> None:
         for number in range(2)
     ]
     assert scores[0] == scores[1]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`vision-lm eval` asks a checkpoint, prints its scores and leaves the folder; a mistake is one line and status 2."""
+    files = vqa_files(tmp_path, count=3)
+    ask = ["eval", "vqav2", "--questions", str(files.questions), "--annotations", str(files.annotations)]
+    ask += ["--images", str(files.images), "--resamples", "20"]
+    assert main([*ask, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "vqav2: 3 of 3 items" in printed.out and "accuracy" in printed.out
+    assert {"predictions.jsonl", "scores.json", "report.html"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    assert main(["eval", "gqa", "--questions", "none.json", "--out", str(tmp_path / "other")]) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "error" in one]
+    assert "none.json: no such file" in line

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -28,6 +28,7 @@ from tests.importers.test_import_llava_phi import PROMPT, on_a_square
 from vision_lm.bench.shapes import PHI_1_5, PHI_2
 from vision_lm.checkpoint import read_checkpoint
 from vision_lm.config import TextConfig
+from vision_lm.errors import CheckpointError
 from vision_lm.importers import bunny, imp
 from vision_lm.importers.importing import check, import_checkpoint
 from vision_lm.importers.source import Source
@@ -54,14 +55,23 @@ def pixels(padded: bool) -> Tensor:
     ]
 
 
+@pytest.mark.parametrize("tower", ["whole", "cut"])
 @pytest.mark.parametrize(
     "rows", [416, train_tokenizer().get_vocab_size()], ids=["spare rows", "no spare row"]
 )
-def test_bunny_merged(tmp_path: Path, rows: int) -> None:
-    """Padded with grey, all patches, no bias at the output; cut to the tokenizer's size, it gets a row for the picture."""
+def test_bunny_merged(tmp_path: Path, rows: int, tower: str) -> None:
+    """Padded with grey, all patches, no bias at the output; cut to the tokenizer's size, it gets a row for the picture.
+
+    Bunny's first code (February and March 2024) deleted the tower's last layer and its head: what is left is read then.
+    """
     text = dataclasses.replace(TEXT, vocab_size=rows)
     parts = Parts("siglip", SMALL_SIGLIP, text, head_bias=False)
-    folder = save(tmp_path / "theirs", bunny_config(text), parts.tensors(*BUNNY))
+    tensors = parts.tensors(*BUNNY)
+    if tower == "cut":
+        last = parts.tower.config.num_hidden_layers - 1
+        cut = (f"{BUNNY[0]}encoder.layers.{last}.", f"{BUNNY[0]}head.")
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(cut)}
+    folder = save(tmp_path / "theirs", bunny_config(text), tensors)
     import_checkpoint(folder, tmp_path / "ours")
     vlm = VisionLM(read_checkpoint(tmp_path / "ours"), device="cpu")
     assert vlm.config.text.vocab_size == max(rows, train_tokenizer().get_vocab_size() + 1)
@@ -182,3 +192,32 @@ def test_every_tensor_of_imps_public_sizes_is_used(names: str) -> None:
     assert converted.config.text == text
     assert converted.config.vision.image_size == 384
     assert sum(name.endswith(".attn.qkv.weight") for name in converted.table) == 26
+
+
+def test_ranks_of_their_own_are_refused(tmp_path: Path) -> None:
+    """Merged with the common rank's scale, these matrices would be wrong without a word."""
+    folder = save_lora(tmp_path, Parts("siglip", SMALL_SIGLIP, TEXT), bunny_config())
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    for key in ("rank_pattern", "alpha_pattern"):
+        path.write_text(json.dumps(settings | {key: {"fc1": 8}}))
+        with pytest.raises(CheckpointError, match=f"{key} .* is not supported"):
+            import_checkpoint(folder, tmp_path / "ours", tower=str(saved_tower(tmp_path)))
+
+
+def test_a_base_that_has_only_a_pickle(tmp_path: Path) -> None:
+    """As Phi's first releases: read as it would be by itself."""
+    parts = Parts("siglip", SMALL_SIGLIP, TEXT)
+    folder = save_lora(tmp_path, parts, bunny_config())
+    base = tmp_path / "base"
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    import_checkpoint(folder, tmp_path / "ours", tower=str(saved_tower(tmp_path, parts)))
+    vlm = VisionLM(read_checkpoint(tmp_path / "ours"), device="cpu")
+    assert_parity(vlm, parts.original(pixels(padded=True), PROMPT, train_tokenizer()))
+
+
+def saved_tower(root: Path, parts: Parts | None = None) -> Path:
+    parts = parts or Parts("siglip", SMALL_SIGLIP, TEXT)
+    tower = {f"vision_model.{name}": t for name, t in parts.tower.state_dict().items()}
+    return save(root / "tower", {"model_type": "siglip"}, tower)

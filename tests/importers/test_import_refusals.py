@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,15 @@ def no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
+def other_pixels(folder: Path) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_rescale": False}))
+
+
+def other_aspect(folder: Path) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"image_aspect_ratio": "anyres"}))
+
+
 def other_projector(folder: Path) -> None:
     raw = json.loads((folder / "config.json").read_text())
     raw["vision_config"]["mm_projector"]["mm_projector_type"] = "linear"
@@ -173,6 +183,8 @@ def other_projector(folder: Path) -> None:
         (one_tensor_less, "missing tensors: model.layers.1.mlp.fc2.bias"),
         (no_tokenizer, "tokenizer.json"),
         (other_projector, "'linear'"),
+        (other_pixels, "do_rescale False is not supported"),
+        (other_aspect, "image_aspect_ratio 'anyres' is not supported"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -268,9 +280,15 @@ def test_load_imports_once(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert first.config.prompt.system.startswith("A chat between")
     (made,) = kept.iterdir()
     before = (made / "model.safetensors").stat().st_ino
+    (folder / "events.log").write_text("of no importer's business")
+    for name, age in (("killed", 2 * 24 * 3600), ("running", 60)):
+        (kept / f".importing-{name}").mkdir()
+        os.utime(kept / f".importing-{name}", (time.time() - age,) * 2)
     read_checkpoint(folder)
-    assert (made / "model.safetensors").stat().st_ino == before and len(list(kept.iterdir())) == 1
+    assert (made / "model.safetensors").stat().st_ino == before and len(list(kept.iterdir())) == 3
     one_tensor_less(folder)
     with pytest.raises(CheckpointError, match="missing tensors"):
         read_checkpoint(folder)
-    assert list(kept.iterdir()) == [made]
+    assert sorted(kept.iterdir()) == sorted(
+        [made, kept / ".importing-running"]
+    )  # what a killed import left is gone

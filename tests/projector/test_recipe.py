@@ -107,7 +107,8 @@ def test_our_own_recipes_are_good(path: Path) -> None:
         "hands": "build/mini-styled",  # and those after that
         "lines": "build/mini-handed",  # and those after these
         "honest": "build/mini-lined",  # the mean of both
-        "lent": "build/mini-sure",  # the embedded weights: the mean of the last two runs
+        "lent": "build/mini-sure",  # the mean of the two runs before
+        "absent": "build/mini-lent-mean",  # the mean of both
     }  # mini's later instruct runs
     recipe = Recipe.load(path)
     check_stage(recipe, "instruct" if stage in before else stage)  # type: ignore[arg-type]

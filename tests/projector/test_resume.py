@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from projector import run_state
 from projector.train import Run, main
@@ -41,6 +42,38 @@ def test_resume_is_exact(start: Path, data: Path, tmp_path: Path, cached: bool, 
     losses += [second.advance() for _ in range(3)]
     assert losses == expected
     assert_same_weights(second, straight)
+
+
+def curve(folder: Path) -> dict[int, float]:
+    """The losses that TensorBoard shows."""
+    events = EventAccumulator(str(next(folder.rglob("events.out.tfevents*")).parent)).Reload()
+    return {one.step: one.value for one in events.Scalars("loss")}
+
+
+def test_a_resumed_run_draws_the_same_curve(
+    start: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its points is the mean of as many losses, also where the kill came between two of them."""
+    often = {"steps": 8, "save_every": 3, "log_every": 4}
+    straight = main(recipe_file(start, data, out=str(tmp_path / "straight"), **often), "instruct")
+    path = recipe_file(start, data, **often)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_state, "finish", saving_once(run_state.finish))
+        with pytest.raises(Killed):
+            main(path, "instruct")
+    resumed = main(path, "instruct", resume=True)
+    assert sorted(curve(straight)) == [4, 8]
+    assert curve(resumed) == curve(straight)
+
+
+def saving_once(finish: Callable[..., None]) -> Callable[..., None]:
+    """A death right after the first saved state."""
+
+    def dying(*arguments: Any) -> None:
+        finish(*arguments)
+        raise Killed
+
+    return dying
 
 
 class Killed(BaseException):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from projector.data.caption_objects import hallucinated, named_things
+from projector.data.caption_objects import NamedThing, hallucinated, named_things
 from projector.data.scene_grammar import plural
 from projector.data.scenes import Scene, Thing, caption, naming, questions
 from tests.projector.small_scenes import NAMES, scenes
@@ -50,6 +50,8 @@ def test_hallucination_is_counted() -> None:
     assert hallucinated("A dog on a red background, two coffee cups.", scene, names) == (3, 2)
     assert hallucinated('An orange circle and the word "dog".', scene, names) == (1, 1)
     assert hallucinated("A cup.", scene, names) == (1, 1)
+    # Two emoji are called "hearts"; of two hearts in a scene one may be named.
+    assert named_things("Two teal hearts.", {*names, "hearts"}) == [NamedThing("teal", "heart", 2, False)]
 
 
 def test_answers_point_at_what_they_speak_of() -> None:

@@ -13,7 +13,8 @@ import pytest
 from projector.data.caption_objects import named_things
 from projector.data.corpus import Part, write_parts
 from projector.data.samples import QA, Sample, iter_jsonl
-from projector.data.scenes import Scene, Thing, dialogue, naming, questions, reasoning
+from projector.data.scene_vocabulary import COLOURS, MATERIALS, SHAPES, SIZES
+from projector.data.scenes import Scene, Thing, absent, dialogue, naming, questions, reasoning
 from tests.projector.scene_oracle import (
     SIDE_WORDS,
     fits,
@@ -175,3 +176,24 @@ def test_dialogues_never_replace_the_questions(tmp_path: Path, name: str, beside
     write_parts(tmp_path / f"{name}.jsonl", parts)
     assert [sample.linked for sample in iter_jsonl(tmp_path / f"{name}.jsonl")] == [False]
     assert [sample.linked for sample in iter_jsonl(tmp_path / f"{beside}.jsonl")] == [True]
+
+
+def test_what_is_not_there_is_unanswerable() -> None:
+    """Each of these questions speaks of something that an independent reader does not find in the scene, or of a word
+    where none is written, in the wordings of questions that have an answer, and never to be answered yes or no.
+    """
+    heads = "|".join((*sorted(NAMES, key=len, reverse=True), *SHAPES, "thing", "object", "shape"))
+    adjectives = "|".join((*SIZES, *MATERIALS, *COLOURS))
+    asked = read = 0
+    for scene, rng in scenes(300):
+        for qa in absent(scene, rng, 6, NAMES):
+            assert (qa.answer, qa.kind) == ("unanswerable", "absent")
+            text = plain(qa.question)
+            assert not re.match(r"(is|are) (?!.* (or|striped))", text), qa
+            phrases = re.findall(rf"\bthe ((?:(?:{adjectives}) )*(?:{heads}))\b(?! of)", text)
+            if any(not fits(phrase, scene) for phrase in phrases):
+                asked += 1
+            else:
+                assert re.search(r"\b(say|word|written|text)\b", text) and scene.word is None, (qa, scene)
+                read += 1
+    assert asked > 1000 and 10 < read < 0.2 * asked

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from projector.assemble import open_for_training
 from projector.data.samples import QA, Sample
 from projector.feature_cache import FeatureCache
+from projector.optimizer import cosine
 from projector.packing import IGNORED, collate, pack_sample
 from projector.recipe import Recipe, Source
 from projector.train import main
@@ -147,6 +149,37 @@ def test_training_teaches(start: Path, data: Path) -> None:
     assert list(folder.rglob("events.out.tfevents*"))
     with pytest.raises(TrainingError, match="--resume"):
         main(path, "instruct")
+
+
+def test_the_rate_warms_up_and_falls_as_a_cosine(start: Path, data: Path) -> None:
+    """A hundredth of it is left at the end."""
+    settings = recipe(start, data, steps=100, warmup=0.1)
+    rates = [cosine(step, settings) for step in range(101)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1.0 and rates[55] == pytest.approx(0.505) and rates[100] == pytest.approx(0.01)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    steps = run(settings)
+    seen = []
+    for _ in range(3):
+        seen.append(steps.schedules[0].get_last_lr()[0])
+        steps.advance()
+    assert seen == pytest.approx([settings.learning_rate * rate for rate in rates[:3]])
+
+
+def test_bfloat16_teaches_as_well(start: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The loss of a mixed-precision run is close to float32's and its weights stay float32; the bar shows loss and ETA."""
+    losses = {}
+    for precision in ("no", "bf16"):
+        out = data.parent / precision
+        path = recipe_file(start, data, steps=20, log_every=20, precision=precision, out=str(out))
+        AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision otherwise
+        main(path, "instruct")
+        shown = re.findall(r"20/20 \[\d+:\d+<00:00.*loss=([\d.]+), lr=", capsys.readouterr().err)
+        losses[precision] = float(shown[-1])
+        weights = read_checkpoint(out).tensors.values()
+        assert {one.dtype for one in weights if one.is_floating_point()} == {torch.float32}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.1) and losses["bf16"] != losses["no"]
 
 
 @pytest.mark.parametrize("cached", [False, True])

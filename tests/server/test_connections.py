@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -90,3 +91,27 @@ def test_an_answer_may_take_longer(slow: VisionLM) -> None:
             assert time.monotonic() - began > PATIENCE
             time.sleep(PATIENCE + 0.5)
         client.close()
+
+
+@pytest.mark.parametrize("begun", [b"GET /", HEAD + b"X-Long: "], ids=["of its path", "of a header"])
+def test_a_head_without_end_is_cut_by_its_size(impatient: Running, begun: bytes) -> None:
+    """As fast as it may come: the service would keep all of it, before it has seen any key."""
+    with connected(impatient) as connection:
+        sent = 0
+        with suppress(ConnectionError, TimeoutError):
+            connection.sendall(begun)
+            while sent < 50 << 20:
+                sent += connection.send(b"a" * 65_536)
+        assert sent < 10 << 20
+
+
+def test_a_large_body_is_no_head(impatient: Running) -> None:
+    """Neither of a request that is read nor of one that is refused before: who sends it all still reads the answer."""
+    body = b"{" + b" " * (1 << 20)
+    for path, status in ((b"/v1/ask", b"400"), (b"/v1/nothing", b"404")):
+        with connected(impatient) as connection:
+            head = b"POST " + path + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(head + f"Content-Length: {len(body)}\r\n\r\n".encode())
+            for start in range(0, len(body), 65_536):
+                connection.sendall(body[start : start + 65_536])
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 " + status)

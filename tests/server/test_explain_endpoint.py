@@ -15,6 +15,7 @@ from vision_lm.answerer import ANSWER_TOKENS
 from vision_lm.explain import explain
 from vision_lm.model import VisionLM
 from vision_lm.prompts import Turn
+from vision_lm.server.service import Service
 from vision_lm.server.settings import Settings
 
 
@@ -64,6 +65,14 @@ def test_what_cannot_be_explained(
     server: Running, data_url: str, more: dict[str, Any], status: int, said: str
 ) -> None:
     assert said in refusal(post(server, asked(data_url), **more), status)["message"]
+
+
+def test_what_cannot_be_explained_opens_no_picture(
+    server: Running, data_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight pictures of fifty million pixels each would be a gigabyte, for nothing."""
+    monkeypatch.setattr(Service, "opened", lambda *_: pytest.fail("a picture was opened"))
+    assert "give 0 to 0" in refusal(post(server, asked(data_url), picture=1), 400)["message"]
 
 
 def test_there_must_be_a_picture_and_it_is_no_path(server: Running) -> None:

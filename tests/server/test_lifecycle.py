@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import http.client
 import json
@@ -17,12 +18,14 @@ from typing import Any
 
 import httpx
 import pytest
+from anyio import CapacityLimiter
 
 from tests.patience import until
 from tests.server.conftest import LONG, QUESTION, asked, events, refusal, running
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
 from vision_lm.cli import main
 from vision_lm.model import VisionLM
+from vision_lm.server.service import in_thread
 from vision_lm.server.settings import Settings
 
 CHAT = "/v1/chat/completions"
@@ -272,3 +275,24 @@ def test_the_key_comes_from_a_file_or_the_environment(
     assert with_file.api_key == "key-of-the-file"
     assert "key-of" not in repr(with_file)
     assert settings(parse(["serve"])) == dataclasses.replace(Settings(), api_key="key-of-the-environment")
+
+
+def test_who_waits_for_a_place_is_let_go_at_once() -> None:
+    """A request that is given up while it waits for a decoder never decodes, and does not wait for those who do."""
+    begun, done = [], threading.Event()
+
+    async def give_up_the_second() -> float:
+        limiter = CapacityLimiter(1)
+        first = asyncio.ensure_future(in_thread(lambda: begun.append(1) or done.wait(60), limiter))
+        second = asyncio.ensure_future(in_thread(lambda: begun.append(2), limiter))
+        while not begun:
+            await asyncio.sleep(0.01)
+        second.cancel()
+        await asyncio.wait((second,), timeout=30)
+        assert second.cancelled()
+        done.set()
+        await first
+        return limiter.borrowed_tokens
+
+    assert asyncio.run(give_up_the_second()) == 0
+    assert begun == [1]

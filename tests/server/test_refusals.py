@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 import struct
 import time
 import zlib
@@ -289,3 +290,22 @@ def test_without_a_key_other_hosts_names_are_refused(server: Running) -> None:
         )
     for host in ("localhost", "localhost:8000", "127.0.0.1", "[::1]:8000", "LOCALHOST:1"):
         assert server.client.get("/v1/models", headers={"Host": host}).status_code == 200
+
+
+PICTURE = "data:image/png;base64,AAAA"  # no picture, but that is seen later
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {f"a{number}": 0 for number in range(100_000)},
+        {"question": "?", "image": PICTURE, "choices": [0] * 100_000},
+        {"question": "?", "image": PICTURE, "stop": [0] * 100_000},
+    ],
+    ids=["names", "choices", "stop"],
+)
+def test_a_body_of_a_hundred_thousand_mistakes_has_few(server: Running, body: dict[str, Any]) -> None:
+    """The first is enough: all of them would take gigabytes, and everybody's time."""
+    message = refusal(server.client.post("/v1/ask", json=body), 422)["message"]
+    more = re.search(r"and (\d+) more", message)
+    assert more is None or int(more[1]) < 10, message

@@ -48,7 +48,7 @@ def zip_members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[Memb
             for place, info in enumerate(archive.infolist()):
                 if not info.is_dir() and wanted(info.filename):
                     yield Member(info.filename, info.file_size, place), {}
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:  # a name may be no UTF-8
         raise _broken(path, "zip", error) from error
 
 
@@ -88,10 +88,15 @@ def _columns(extension: str, data: bytes) -> dict[str, str]:
         return {extension: text.strip()}
     try:
         raw = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     plain = raw.items() if isinstance(raw, dict) else ()
-    return {key: str(value) for key, value in plain if isinstance(value, (str, int, float))}
+    return {_plain(key): str(value) for key, value in plain if isinstance(value, (str, int, float))}
+
+
+def _plain(key: str) -> str:
+    """Half a character, which JSON can hold, can be no column's name."""
+    return key.encode("utf-8", "backslashreplace").decode()
 
 
 class Archives:

@@ -81,7 +81,7 @@ class Decoders:
                 continue
             try:
                 opened = self._open(process, job)
-            except (OSError, EOFError):
+            except Exception:  # whatever it is, this thread must go on: its pictures are waited for
                 opened = self._lost(process, job)
                 process = None
             if not self._closing.is_set():

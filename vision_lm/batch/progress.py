@@ -25,7 +25,7 @@ class Progress:
 
     def show(self, done: int, kept: int) -> None:
         """So many pictures have their row by now, `kept` of them with the answers of an earlier run."""
-        if self._bar is not None:
+        if self._bar is not None and not self._bar.disable:  # TQDM_DISABLE, the bar's own switch
             more = kept - self._bar.initial
             self._bar.initial += more
             self._bar.n += more

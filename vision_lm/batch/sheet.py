@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
+from vision_lm.answer import too_unsure
 from vision_lm.batch.records import Done
 from vision_lm.batch.rows import Table
 from vision_lm.errors import BatchError
@@ -63,7 +64,7 @@ def _card(done: Done, table: Table) -> str:
     for name, answer in zip(table.answer_names, result.answers, strict=False):
         parts.append(
             f"<p><b>{html.escape(answer.question or name)}</b> {html.escape(answer.text[:TEXT])} "
-            f"<i>{answer.confidence:.0%}{', too little to rely on' if answer.unanswerable else ''}</i></p>"
+            f"<i>{answer.confidence:.0%}{', too little to rely on' if too_unsure(answer.text, answer.unanswerable) else ''}</i></p>"
         )
         if answer.unconfirmed:
             parts.append(f"<p><i>Not confirmed: {html.escape(', '.join(answer.unconfirmed))}</i></p>")

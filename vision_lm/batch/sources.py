@@ -153,7 +153,9 @@ def _listed(record: Record, base: str) -> Item:
         return _url(record.path, record.columns)
     relative = record.path
     if os.path.isabs(relative) or ".." in Path(relative).parts:
-        relative = os.path.basename(relative)
+        relative = os.path.basename(
+            relative.rstrip("/")
+        )  # a folder is no picture, but its text has a place of its own
     return _picture(os.path.join(base, record.path), relative, record.columns)
 
 

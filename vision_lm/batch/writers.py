@@ -23,8 +23,8 @@ class Writer(ABC):
     """One output. Begin, write any number of times, finish."""
 
     def __init__(self, out: Path, table: Table) -> None:
-        self.out, self.table = out, table
-        self.partial = out.with_name(out.name + ".partial")
+        self.out, self.table = out.absolute(), table  # the folder "." has no name to add to
+        self.partial = self.out.with_name(self.out.name + ".partial") if self.out.name else self.out
 
     @property
     def journal(self) -> Path:
@@ -175,10 +175,12 @@ class SidecarWriter(Writer):
 
     def write(self, done: Iterable[Done]) -> None:
         for one in done:
-            text, path = self.table.text(one), self.path(one.planned.item.relative)
+            text = self.table.text(one)
+            if one.planned.item.problem:  # it has no place of its own
+                continue
+            path = self.path(one.planned.item.relative)
             if text is None:
-                if not one.planned.item.problem:  # one that has a problem has no place of its own
-                    path.unlink(missing_ok=True)  # of an earlier run, when the picture could be read
+                path.unlink(missing_ok=True)  # of an earlier run, when the picture could be read
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(path.name + ".partial")

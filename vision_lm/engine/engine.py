@@ -29,7 +29,7 @@ from vision_lm.engine.stopping import FinishReason, StopStrings
 from vision_lm.engine.ticket import Mailbox, Ticket, deliver
 from vision_lm.engine.torch_decoder import TorchDecoder
 from vision_lm.engine.worker import Worker
-from vision_lm.errors import RequestError, VisionLMError
+from vision_lm.errors import RequestError
 
 log = logging.getLogger(__name__)
 LEAST = 64  # tokens of a step: where memory does not do for these, smaller steps are no help
@@ -114,10 +114,10 @@ class Engine(AnyEngine):
         self.check(len(prompt.ids), sampling)
         stop_strings = None
         matcher: Matcher | Given | None = None
-        if sampling.stop:
+        if stop := (*sampling.stop, *sampling.own_stop):
             if self._decode is None:
                 raise RequestError("stop strings need an engine that can decode tokens")
-            stop_strings = StopStrings(sampling.stop, self._decode)
+            stop_strings = StopStrings(stop, self._decode)
         if sampling.constraint:
             if self._grammars is None:
                 raise RequestError("json_schema, regex and choices need an engine with grammars")
@@ -215,8 +215,20 @@ class Engine(AnyEngine):
                 self._end(request, error)
         if len(places) < len(requests):
             logits = logits[places]
-        for place, chosen in zip(places, choose(logits, rows), strict=True):
+        for place, chosen in zip(places, self._chosen(logits, rows), strict=True):
             self._accept(requests[place], chosen)
+
+    def _chosen(self, logits: Tensor, rows: Sequence[Row]) -> Sequence[Token | Exception]:
+        """For each row its token, or what is wrong with it; without memory for all at once, one after the other."""
+        try:
+            return choose(logits, rows)
+        except Exception as error:
+            if len(rows) < 2:
+                return [error]
+            if out_of_memory(error):
+                now = self.scheduler.limits
+                self._shrink(max(now.running // 2, 1), now.step_tokens)
+            return [self._chosen(logits[n : n + 1], rows[n : n + 1])[0] for n in range(len(rows))]
 
     def _divide(self, span: Span) -> bool:
         """Memory ran out for this one alone: whether it may come again in parts, as smaller steps make it."""
@@ -231,10 +243,10 @@ class Engine(AnyEngine):
         self.scheduler.limits = Limits(running, max(tokens, running), min(now.chunk, tokens))
         log.warning("out of memory in a step of %d tokens: at most %d from now on", now.step_tokens, tokens)
 
-    def _accept(self, request: Request, chosen: Token | VisionLMError) -> None:
+    def _accept(self, request: Request, chosen: Token | Exception) -> None:
         """The next token of a request, or why it has none."""
         try:
-            if isinstance(chosen, VisionLMError):
+            if isinstance(chosen, Exception):
                 raise chosen
             request.accept(chosen)
         except Exception as error:

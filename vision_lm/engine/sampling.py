@@ -42,6 +42,7 @@ class Sampling:
     choices: Sequence[str] | None = field(default=None, compare=False)
     constraint: Constraint | None = field(init=False, default=None)  # whichever of the three is given
     stop_ids: frozenset[int] = frozenset()
+    own_stop: tuple[str, ...] = ()  # the model's own texts of this kind, beside the caller's
     given: tuple[int, ...] = ()  # what is to be said, token by token: only its log-probabilities are wanted
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vision_lm.errors import EvaluationError
 
+_KINDS = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
 NAMED = 3  # ids that a message names
 
 
@@ -44,11 +45,17 @@ def records(path: Path, value: Any, key: str | None = None) -> list[Any]:
     return found
 
 
-def field(record: Any, name: str, where: str) -> Any:
-    """Raises EvaluationError where a record has no such field."""
+def field(record: Any, name: str, where: str, kind: type | tuple[type, ...] = (str, int, float)) -> Any:
+    """Raises EvaluationError where a record has no such field, or one of another kind: text or a number unless said."""
     if not isinstance(record, dict) or name not in record:
         raise EvaluationError(f"{where}: {name!r} is missing; is it the file of another task or split?")
-    return record[name]
+    value = record[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = " or ".join(_KINDS[one] for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise EvaluationError(
+            f"{where}: {name} is {json.dumps(value)[:60]}; it must be {kinds}; is it the file of another task?"
+        )
+    return value
 
 
 def some(ids: Sequence[str]) -> str:

@@ -41,6 +41,12 @@ def scenes(files: TaskFiles) -> Task:
     return Task("scenes", scene_questions(path), Accuracy(listed), (path,), blind=True)
 
 
+def absent(files: TaskFiles) -> Task:
+    """Questions about what is not in the scene: it is right to say so."""
+    path = _held_out(files, "absent.jsonl")
+    return Task("absent", scene_questions(path), Accuracy(exact), (path,), blind=True)
+
+
 def scene_questions(path: Path) -> tuple[Item, ...]:
     """What a held-out file asks about scenes, in the part that no choice was made by."""
     return tuple(

@@ -34,11 +34,9 @@ def vqav2(files: TaskFiles) -> Task:
         where = f"{answered_in}: question_id {key}"
         note = annotations[key]
         references = tuple(str(field(one, "answer", where)) for one in records(answered_in, note, "answers"))
-        image = (
-            images
-            / f"COCO_{split}_{int(field(record, 'image_id', f'{asked_in}: question_id {key}')):012d}.jpg"
-        )
-        text = str(field(record, "question", f"{asked_in}: question_id {key}"))
+        asking = f"{asked_in}: question_id {key}"
+        image = images / f"COCO_{split}_{field(record, 'image_id', asking, int):012d}.jpg"
+        text = str(field(record, "question", asking))
         items.append(Item(key, image, references, text, str(note.get("answer_type", ""))))
     return Task("vqav2", tuple(items), Accuracy(vqa_accuracy), (asked_in, answered_in))
 
@@ -55,7 +53,8 @@ def gqa(files: TaskFiles) -> Task:
     items = []
     for key, record in found.items():
         where = f"{path}: question {key}"
-        kind = record.get("types", {}).get("structural", "") if isinstance(record, dict) else ""
+        types = record.get("types") if isinstance(record, dict) else None
+        kind = str(types.get("structural", "")) if isinstance(types, dict) else ""
         image = images / f"{field(record, 'imageId', where)}.jpg"
         text, answer = str(field(record, "question", where)), str(field(record, "answer", where))
         items.append(Item(key, image, (answer,), text, kind))
@@ -69,7 +68,7 @@ def textvqa(files: TaskFiles) -> Task:
     items = []
     for key, record in by_id(path, records(path, read_json(path), "data"), "question_id").items():
         where = f"{path}: question_id {key}"
-        references = tuple(map(str, field(record, "answers", where)))
+        references = tuple(map(str, field(record, "answers", where, list)))
         if not references:
             raise EvaluationError(
                 f"{where}: has no answers; the test split's are not public, give the val split"
@@ -104,7 +103,7 @@ def scienceqa(files: TaskFiles) -> Task:
         raise EvaluationError(f"{path}: needs an object of problem ids; ScienceQA's problems.json is one")
     wanted = None
     if splits:
-        listed = field(read_json(splits), files.split, str(splits))
+        listed = field(read_json(splits), files.split, str(splits), list)
         wanted = set(map(str, listed))
         if unknown := sorted(wanted - found.keys()):
             raise EvaluationError(

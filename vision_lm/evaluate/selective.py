@@ -70,6 +70,12 @@ def calibration_error_by_chance(confidences: np.ndarray, draws: int = 200) -> fl
     )
 
 
+def accuracy_of_the_surest(confidences: np.ndarray, right: np.ndarray) -> float:
+    """How right (M,) the surest answers are, the share COVERAGE of them, by their confidences (M,)."""
+    order = np.argsort(-confidences, kind="stable")
+    return _of_the_surest(np.arange(1, len(order) + 1), np.cumsum(right[order]))
+
+
 def selective_scores(
     confidences: np.ndarray,
     right: np.ndarray,
@@ -103,11 +109,10 @@ def _scores(
 ) -> dict[str, float]:
     """Of answers in the order of falling confidence, each counted so many `times`."""
     given, hits = np.cumsum(times), np.cumsum(times * right)
-    last = int(np.searchsorted(given, COVERAGE * given[-1]))
     risk = 1 - np.divide(hits, given, out=np.ones_like(hits), where=given > 0)
     found = {
         "calibration error": calibration_error(confidences, right, times),
-        f"accuracy at {COVERAGE:.0%} coverage": float(hits[last] / given[last]),
+        f"accuracy at {COVERAGE:.0%} coverage": _of_the_surest(given, hits),
         "area under risk-coverage": float((times * risk).sum() / given[-1]),
     }
     if held is not None:
@@ -115,3 +120,9 @@ def _scores(
         found["unanswerable"] = float((times * held).sum() / given[-1])
         found["accuracy of the others"] = float((kept * right).sum() / max(kept.sum(), 1e-9))
     return found
+
+
+def _of_the_surest(given: np.ndarray, hits: np.ndarray) -> float:
+    """given, hits: (M,) how many answers there are down to each, and how many of them are right."""
+    last = int(np.searchsorted(given, COVERAGE * given[-1]))
+    return float(hits[last] / given[last])

@@ -16,8 +16,8 @@ from vision_lm.importers.eva_clip import eva_tower
 from vision_lm.importers.imported import Imported, assemble, end_of_text, free_row
 from vision_lm.importers.lora import is_lora, merged
 from vision_lm.importers.phi_text import language_table, projector_table, read_text_config
-from vision_lm.importers.preprocessing import padded_first
-from vision_lm.importers.so400m import siglip_sizes
+from vision_lm.importers.preprocessing import of_aspect
+from vision_lm.importers.so400m import layer_read, siglip_sizes
 from vision_lm.importers.source import Source
 from vision_lm.importers.templates import vicuna
 from vision_lm.importers.tower_files import EVA, SIGLIP
@@ -60,7 +60,6 @@ def _tower(source: Source, tensors: Mapping[str, Tensor]) -> Tower:
     if f"{EVA}pos_embed" in tensors:
         tower = eva_tower(tensors, EVA, where)
     else:
-        tower = siglip_tower(siglip_sizes(tensors, SIGLIP, where), SIGLIP, -2, where)
-    if source.config.get("image_aspect_ratio") == "pad":
-        tower = dataclasses.replace(tower, config=padded_first(tower.config))
-    return tower
+        sizes = siglip_sizes(tensors, SIGLIP, where)
+        tower = siglip_tower(sizes, SIGLIP, layer_read(sizes, tensors, SIGLIP), where)
+    return dataclasses.replace(tower, config=of_aspect(tower.config, source.config, where))

@@ -8,12 +8,16 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from vision_lm.importers.importing import import_checkpoint, open_whole
 from vision_lm.importers.source import ADAPTER, FIRST_SIZES
 from vision_lm.model_files import CONFIG
 
+UNFINISHED = ".importing-"
+A_DAY = 24 * 3600  # seconds: no import takes so long
+READ = (".json", ".txt", ".safetensors", ".bin", ".pt")  # what an import may read, by its suffix
 VERSION = 2  # of what an import writes: raised when that changes
 
 
@@ -45,7 +49,10 @@ def imported_folder(source: str | os.PathLike[str]) -> Path:
     if (kept / CONFIG).is_file():
         return kept
     kept.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=kept.parent, prefix=".importing-"))
+    for left in kept.parent.glob(f"{UNFINISHED}*"):  # by an import that was killed
+        if time.time() - left.stat().st_mtime > A_DAY:
+            shutil.rmtree(left, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(dir=kept.parent, prefix=UNFINISHED))
     try:
         import_checkpoint(source, new, progress=lambda line: print(line, file=sys.stderr, flush=True))
         if not (kept / CONFIG).is_file():  # another process may have been as quick
@@ -61,7 +68,7 @@ def _cache() -> Path:
 
 
 def _digest(folder: Path) -> str:
-    """Of every file's name, size and time: cheap, and another when anything changed."""
-    files = sorted(path for path in folder.resolve().rglob("*") if path.is_file())
+    """Of the name, size and time of every file that may be read: cheap, and another when anything changed."""
+    files = sorted(path for path in folder.resolve().rglob("*") if path.suffix in READ and path.is_file())
     seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr((VERSION, seen)).encode()).hexdigest()[:16]

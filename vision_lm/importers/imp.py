@@ -6,6 +6,7 @@ An answer ends with `</s>`, which is a token of its own in some of the tokenizer
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from tokenizers import Tokenizer
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from vision_lm.importers.imported import Imported, assemble, end_of_text, free_row
 from vision_lm.importers.phi_text import language_table, projector_table, read_text_config
+from vision_lm.importers.preprocessing import of_aspect
 from vision_lm.importers.so400m import siglip_sizes
 from vision_lm.importers.source import Source
 from vision_lm.importers.templates import refuse_tags, vicuna
@@ -35,9 +37,10 @@ def convert(source: Source, tensors: Mapping[str, Tensor], tokenizer: Tokenizer)
         end_of_text(tokenizer, where) if end is None else end,
         stop=() if end is not None else (END,),
     )
+    tower = siglip_tower(siglip_sizes(tensors, prefix, where), prefix, -1, where)
     return assemble(
         source.title,
-        siglip_tower(siglip_sizes(tensors, prefix, where), prefix, -1, where),
+        dataclasses.replace(tower, config=of_aspect(tower.config, source.config, where)),
         projector_table(tensors, f"{body}.mm_projector.0", f"{body}.mm_projector.2"),
         text,
         language_table(text, tensors, body, "lm_head"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from vision_lm.errors import CheckpointError
 from vision_lm.importers.imported import Imported, assemble, end_of_text, free_row
 from vision_lm.importers.phi_text import language_table, projector_table, read_text_config
-from vision_lm.importers.preprocessing import padded_first, preprocessed
+from vision_lm.importers.preprocessing import of_aspect, preprocessed
 from vision_lm.importers.source import Source
 from vision_lm.importers.templates import refuse_tags, vicuna
 from vision_lm.importers.towers import CLIP, Tower, clip_tower, siglip_tower
@@ -66,6 +66,4 @@ def _tower(source: Source) -> Tower:
             "clip with 'patch', and siglip"
         )
     config = preprocessed(tower.config, source.settings, where)
-    if source.config.get("image_aspect_ratio") == "pad":
-        config = padded_first(config)
-    return dataclasses.replace(tower, config=config)
+    return dataclasses.replace(tower, config=of_aspect(config, source.config, where))

@@ -71,8 +71,15 @@ def merged(table: Table, source: Source, tensors: Mapping[str, Tensor]) -> Table
 
 
 def _scale(settings: Mapping[str, Any], where: Path) -> float:
-    for key, allowed in (("bias", "none"), ("use_dora", False), ("fan_in_fan_out", False)):
-        if settings.get(key, allowed) != allowed:
+    plain: tuple[tuple[str, Any], ...] = (
+        ("bias", "none"),
+        ("use_dora", False),
+        ("fan_in_fan_out", False),
+        ("rank_pattern", {}),
+        ("alpha_pattern", {}),
+    )
+    for key, allowed in plain:
+        if (settings.get(key) or allowed) != allowed:
             raise CheckpointError(f"{where}: {key} {settings[key]!r} is not supported, only {allowed!r}")
     try:
         rank, alpha = int(settings["r"]), float(settings["lora_alpha"])

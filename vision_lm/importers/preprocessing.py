@@ -9,11 +9,17 @@ from typing import Any
 from vision_lm.config import Resize, VisionConfig
 from vision_lm.errors import CheckpointError
 
+# What is done to every picture here.
+_ALWAYS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+_CLOSE = 1e-8  # 0.00392156862745098 is 1 / 255
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def preprocessed(config: VisionConfig, settings: Mapping[str, Any], where: str) -> VisionConfig:
     """The tower with the preprocessing of these settings; what they leave out stays. Raises CheckpointError."""
+    for key, usual in _ALWAYS.items():
+        if settings.get(key, usual) != usual and abs(settings[key] - usual) > _CLOSE:
+            raise CheckpointError(f"{where}: {key} {settings[key]!r} is not supported, only {usual!r}")
     changes: dict[str, Any] = {}
     for ours, key in (("mean", "image_mean"), ("std", "image_std")):
         if key in settings:
@@ -31,6 +37,14 @@ def preprocessed(config: VisionConfig, settings: Mapping[str, Any], where: str) 
         changes["resize"] = _resize(settings, config.image_size, where)
     changed = dataclasses.replace(config, **changes)
     return padded_first(changed) if settings.get("do_pad") else changed  # LlavaImageProcessor's
+
+
+def of_aspect(config: VisionConfig, theirs: Mapping[str, Any], where: str) -> VisionConfig:
+    """As LLaVA's `image_aspect_ratio` says: stretched, or padded to a square first. Raises CheckpointError."""
+    aspect = theirs.get("image_aspect_ratio") or "square"
+    if aspect not in ("square", "pad"):
+        raise CheckpointError(f"{where}: image_aspect_ratio {aspect!r} is not supported, only square and pad")
+    return padded_first(config) if aspect == "pad" else config
 
 
 def padded_first(config: VisionConfig) -> VisionConfig:

@@ -36,6 +36,15 @@ def siglip_sizes(tensors: Mapping[str, Tensor], prefix: str, where: str) -> dict
     }
 
 
+def layer_read(sizes: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Which hidden state a model reads that takes the last but one of a whole tower, and cuts its tower off there.
+
+    LLaVA's descendants at first deleted the last layer and the head of the tower that they loaded, and saved it so.
+    """
+    whole = sizes["num_hidden_layers"] == LAYERS or f"{prefix}head.probe" in tensors
+    return -2 if whole else -1
+
+
 def count_layers(tensors: Mapping[str, Tensor], start: str) -> int:
     """How many layers `start`0, `start`1 ... there are."""
     pattern = re.compile(re.escape(start) + r"(\d+)\.")

@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NON_LORA = "non_lora_trainables.bin"  # what was trained in full beside LoRA weights
 PROJECTOR = "mm_projector.bin"  # all that LLaVA's first stage trains
 # No pattern of them matches a Python file.
-_DESCRIPTIONS = ("*.json", "tokenizer/*.json", "merges.txt", "tokenizer/merges.txt", CARD)
+_DESCRIPTIONS = ("*.json", "tokenizer/*.json", "merges.txt", "tokenizer/merges.txt")
 _WEIGHTS = ("vision.pt", "text_model.pt", "*.safetensors", NON_LORA, PROJECTOR)
 _PICKLES = ("pytorch_model*.bin", "adapter_model.bin")  # of repositories that have no safetensors
 # The very first release of moondream1: two pickles, one of them TorchScript, and the sizes of the language model.
@@ -103,19 +104,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def fetch_weights(source: Source) -> None:
     """The weight files of a hub repository; of weights that it has in both ways, the safetensors alone."""
+    with suppress(
+        CheckpointError
+    ):  # of what an earlier version fetched it may be missing, and no network here
+        find_folder(source.name, (CARD,))
     find_folder(source.name, _WEIGHTS)
     if not _has_safetensors(source.folder):
         find_folder(source.name, _PICKLES)
 
 
 def _has_safetensors(folder: Path) -> bool:
-    """Whether all the weights are there as safetensors."""
-    if (folder / ADAPTER_WEIGHTS[0]).is_file() or (folder / INDEXES[0][0]).is_file():
-        return True
-    try:
-        return (folder / INDEXES[0][1]).is_file() and bool(weight_files(folder))
-    except CheckpointError:  # a shard is missing
-        return False
+    """Whether the weights are read from safetensors: one file, or those that an index names, all of which are needed then."""
+    return any((folder / name).is_file() for name in (ADAPTER_WEIGHTS[0], *INDEXES[0]))
 
 
 def read_weights(source: Source) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vision_lm.errors import CheckpointError
 from vision_lm.importers.imported import Imported, assemble, end_of_text, free_row, with_vision
 from vision_lm.importers.phi_text import language_table, projector_table, read_text_config
-from vision_lm.importers.preprocessing import padded_first, preprocessed
+from vision_lm.importers.preprocessing import of_aspect, preprocessed
 from vision_lm.importers.source import Source
 from vision_lm.importers.templates import vicuna
 from vision_lm.importers.towers import Tower, clip_tower, siglip_tower
@@ -59,8 +59,5 @@ def _tower(source: Source) -> Tower:
             f"{where}: a {vision.get('model_type')} is not supported; supported are clip_vision_model and "
             "siglip_vision_model"
         )
-    aspect = raw.get("image_aspect_ratio", "square")
-    if aspect not in ("square", "pad"):
-        raise CheckpointError(f"{where}: image_aspect_ratio {aspect!r} is not supported, only square and pad")
     config = preprocessed(tower.config, source.settings, where)
-    return dataclasses.replace(tower, config=padded_first(config) if aspect == "pad" else config)
+    return dataclasses.replace(tower, config=of_aspect(config, raw, where))

@@ -16,8 +16,8 @@ from torch import Tensor
 from vision_lm.errors import CheckpointError
 from vision_lm.importers.imported import Imported, assemble, end_of_text, free_row
 from vision_lm.importers.phi_text import language_table, projector_table, read_text_config
-from vision_lm.importers.preprocessing import padded_first
-from vision_lm.importers.so400m import LAYERS, siglip_sizes
+from vision_lm.importers.preprocessing import of_aspect
+from vision_lm.importers.so400m import layer_read, siglip_sizes
 from vision_lm.importers.source import Source
 from vision_lm.importers.templates import refuse_tags, vicuna
 from vision_lm.importers.tower_files import SIGLIP
@@ -51,9 +51,5 @@ def _tower(source: Source, tensors: Mapping[str, Tensor]) -> Tower:
     if "siglip" not in name.lower():  # as their code looks; others are CLIPs
         raise CheckpointError(f"{where}: a tower {name!r} is not supported, only a SigLIP")
     sizes = siglip_sizes(tensors, SIGLIP, where)
-    whole = sizes["num_hidden_layers"] == LAYERS or f"{SIGLIP}head.probe" in tensors
-    tower = siglip_tower(sizes, SIGLIP, -2 if whole else -1, where)
-    aspect = source.config.get("image_aspect_ratio", "square")
-    if aspect not in ("square", "pad"):
-        raise CheckpointError(f"{where}: image_aspect_ratio {aspect!r} is not supported, only square and pad")
-    return dataclasses.replace(tower, config=padded_first(tower.config)) if aspect == "pad" else tower
+    tower = siglip_tower(sizes, SIGLIP, layer_read(sizes, tensors, SIGLIP), where)
+    return dataclasses.replace(tower, config=of_aspect(tower.config, source.config, where))

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from vision_lm.errors import CheckpointError
 from vision_lm.importers.eva_clip import read_eva_clip
-from vision_lm.importers.source import Source, open_source, read_weights
-from vision_lm.model_files import find_folder
+from vision_lm.importers.source import Source, fetch_weights, open_source, read_weights
 
 SIGLIP = "model.vision_tower.vision_tower.vision_model."
 EVA = "model.vision_tower.vision_tower.model."
-_FILES = ("*.json", "merges.txt", "model*.safetensors")
 
 
 def with_tower(source: Source, tensors: Mapping[str, Tensor], tower: str | None) -> Mapping[str, Tensor]:
@@ -43,7 +41,9 @@ def tower_tensors(source: Source, tower: str | None) -> dict[str, Tensor]:
 
 def open_other(name: str) -> Source:
     """Another checkpoint's folder, its weights fetched if it is on the hub. Raises CheckpointError."""
-    return open_source(find_folder(name, _FILES))
+    opened = open_source(name)
+    fetch_weights(opened)
+    return opened
 
 
 def known_name(named: Any, source: Source, key: str, option: str) -> str:

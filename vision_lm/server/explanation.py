@@ -7,11 +7,12 @@ from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from vision_lm.answerer import ANSWER_TOKENS
-from vision_lm.explain import AT_ONCE, GRID, Explanation, explain
+from vision_lm.explain import AT_ONCE, GRID, Explanation, check, explain
 from vision_lm.prompts import CaptionLength
 from vision_lm.server.chat import REFUSALS
 from vision_lm.server.conversation import turns_of
@@ -98,10 +99,14 @@ async def explain_answer(body: ExplainRequest, request: Request) -> ExplainedAns
         turns[-1] = replace(turns[-1], question=question)
     request.state.slot.widen(AT_ONCE - 1)
     record.model, record.images = name, sum(len(turn.images) for turn in turns)
+    check(body.answer, body.grid, body.picture, record.images)
 
     async def complete() -> ExplainedAnswer:
-        opened = await service.opened(turns)
+        async with service.explaining:  # pictures are opened whole: no more of them than are explained
+            return await explained()
 
+    async def explained() -> ExplainedAnswer:
+        opened = await service.opened(turns)
         given_up = threading.Event()
 
         def go_on() -> None:
@@ -111,7 +116,7 @@ async def explain_answer(body: ExplainRequest, request: Request) -> ExplainedAns
         def work() -> Explanation:
             return explain(vlm, opened, body.picture, body.answer, body.grid, own, go_on)
 
-        found = await in_thread(work, service.explaining, given_up.set)
+        found = await in_thread(work, CapacityLimiter(1), given_up.set)
         return ExplainedAnswer(
             model=name,
             answer=found.answer.text,

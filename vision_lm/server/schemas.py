@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vision_lm.engine.sampling import MAX_TOP_LOGPROBS, Options
 
@@ -16,10 +16,21 @@ PICTURE = "a data URL (data:image/png;base64,...), or an http(s) URL of a host t
 Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
+MAX_NAMES = 100  # of one object; no request has half as many
+
+
 class Given(BaseModel):
     """What a client sends. A name that is not known is refused: a setting without effect would mislead."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_names(cls, data: Any) -> Any:
+        """A body of a million unknown names would have a million errors before the first is told."""
+        if isinstance(data, dict) and len(data) > MAX_NAMES:
+            raise ValueError(f"has {len(data):,} fields; at most {MAX_NAMES} are known")
+        return data
 
 
 class SamplingFields(Given):
@@ -33,7 +44,9 @@ class SamplingFields(Given):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     seed: Seed | None = Field(None, description="the same seed gives the same answer")
-    stop: str | list[str] | None = Field(None, description="the answer ends before any of these texts")
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="the answer ends before any of these texts"
+    )
 
     def options(self) -> Options:
         """Those that are given, as the model takes them."""
@@ -64,13 +77,13 @@ Part: TypeAlias = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 class SystemMessage(Given):
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
 
 
 class UserMessage(Given):
     role: Literal["user"]
-    content: str | Annotated[list[Part], Field(min_length=1)]
+    content: str | Annotated[list[Part], Field(min_length=1, fail_fast=True)]
     name: str | None = None
 
 
@@ -78,7 +91,7 @@ class AssistantMessage(BaseModel):
     """An earlier answer. Clients send back all that they got with it: what is not its text is ignored."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 Message: TypeAlias = Annotated[
@@ -140,7 +153,7 @@ class ChatRequest(SamplingFields):
         }
     )
 
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
@@ -155,7 +168,7 @@ class ChatRequest(SamplingFields):
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
     tools: list[Any] | None = Field(None, max_length=0)
     tool_choice: Literal["none", "auto"] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
 
     # Taken, and without effect here.
     user: str | None = None
@@ -202,7 +215,7 @@ class Choice(BaseModel):
     finish_reason: Literal["stop", "length"]
     confidence: float = Field(ge=0, le=1, description="calibrated probability that the answer is right")
     unanswerable: bool = Field(
-        description="less sure than the checkpoint's threshold: better say that nobody knows"
+        description="says that there is no answer, or is less sure than the checkpoint's threshold: better say that nobody knows"
     )
 
 
@@ -238,7 +251,9 @@ class CaptionFields(SamplingFields):
 class AskFields(SamplingFields):
     question: str
     json_schema: dict[str, Any] | str | None = Field(None, description="a JSON schema for the answer")
-    choices: list[str] | None = Field(None, description="the answer is one of these texts")
+    choices: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="the answer is one of these texts"
+    )
 
     def options(self) -> Options:
         options = super().options()
@@ -278,7 +293,7 @@ class SimpleAnswer(BaseModel):
     text: str
     confidence: float = Field(ge=0, le=1)
     unanswerable: bool = Field(
-        description="less sure than the checkpoint's threshold: better say that nobody knows"
+        description="says that there is no answer, or is less sure than the checkpoint's threshold: better say that nobody knows"
     )
     finish_reason: Literal["stop", "length", "repetition", "cancelled"]
     points: list[PointOf] = Field(description="where in the picture the answer points, if the checkpoint can")

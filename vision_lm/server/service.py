@@ -107,16 +107,17 @@ async def in_thread(
 ) -> T:
     """Do it in a thread, which is waited for even where nobody wants the result any more: the limiter counts it till then.
 
-    `give_up` is called in that case, and may make the work shorter.
+    `give_up` is called in that case, and may make the work shorter. Who still waits for a place is let go at once.
     """
-    working = asyncio.ensure_future(to_thread.run_sync(work, limiter=limiter))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        give_up()
-        await asyncio.wait((working,))
-        working.cancelled() or working.exception()  # looked at, or it would be reported as forgotten
-        raise
+    async with limiter:
+        working = asyncio.ensure_future(to_thread.run_sync(work, limiter=CapacityLimiter(1)))
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            give_up()
+            await asyncio.wait((working,))
+            working.cancelled() or working.exception()  # looked at, or it would be reported as forgotten
+            raise
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T], timeout: float) -> T:

@@ -23,9 +23,9 @@ MANY, MANY_TILED = 24, 16
 class NativeLinear:
     """`Linear` of engine/quantize.py: x (.., K) -> x @ weight.T + bias (.., N), in x's dtype.
 
-    Sums are float32 and in one order, so that no row depends on the others beside it. What is computed in 16 bits, and not
-    by tiles, keeps its rows as torch has them, which multiplies many at a time, where the processor has AVX-512; everything
-    else lies in panels (matrix.h has the layouts).
+    Sums are float32 and in one order, so that no row depends on the others beside it; but for many rows of 16 bits that
+    torch multiplies (prompts on a processor with tiles). What is computed in 16 bits, and not by tiles, lies in rows where the
+    processor has AVX-512; everything else in panels (matrix.h has the layouts).
     """
 
     team: Team

@@ -34,12 +34,12 @@ def build(shape: Shape, arch: str, folder: Path | None = None) -> bytes:
         options = ProgramOptions(arch=arch, std="c++17", define_macro=list(defines.items()))
         code = bytes(Program(source, "c++", options).compile("cubin").code)
     except Exception as error:  # no cuda-core, no NVRTC, an architecture it does not know, a failed build
-        raise CudaDecoderError(f"the CUDA kernels were not built for {arch} ({one_line(error)})") from error
+        raise CudaDecoderError(f"the CUDA kernels were not built for {arch} ({in_short(error)})") from error
     write_build(kept, code)
     return code
 
 
-def one_line(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
     """What a compiler, a driver or torch says, in short."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "error:" in line), lines[0] if lines else repr(error))[:200]
@@ -54,7 +54,7 @@ class GpuKernels:
         try:
             major, minor = torch.cuda.get_device_capability(device)
         except Exception as error:  # no driver, or one that is too old for torch
-            raise CudaDecoderError(f"the CUDA kernels find no GPU ({one_line(error)})") from error
+            raise CudaDecoderError(f"the CUDA kernels find no GPU ({in_short(error)})") from error
         if (major, minor) < OLDEST:
             raise CudaDecoderError(f"the CUDA kernels need sm_80 or newer; this GPU is sm_{major}{minor}")
         self._overlaps = major >= 9  # programmatic dependent launch
@@ -69,7 +69,7 @@ class GpuKernels:
             self._code = ObjectCode.from_cubin(code)
             self._handles: dict[str, Any] = {}
         except Exception as error:
-            raise CudaDecoderError(f"the CUDA kernels cannot be loaded ({one_line(error)})") from error
+            raise CudaDecoderError(f"the CUDA kernels cannot be loaded ({in_short(error)})") from error
 
     def run(self, launches: Sequence[Launch]) -> None:
         """One after the other; each may start its prologue while the one before ends."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vision_lm.config import TextConfig
 from vision_lm.engine.cuda.bucket import Bucket, Draws, Rows
-from vision_lm.engine.cuda.compile import GpuKernels, one_line
+from vision_lm.engine.cuda.compile import GpuKernels, in_short
 from vision_lm.engine.cuda.errors import CudaDecoderError
 from vision_lm.engine.cuda.exchange import Found
 from vision_lm.engine.cuda.large import LargeBatch
@@ -90,7 +90,7 @@ class CudaDecoder:
         except CudaDecoderError:
             raise
         except Exception as error:  # torch's, when it waits for the device
-            raise CudaDecoderError(f"the CUDA kernels do not run ({one_line(error)})") from error
+            raise CudaDecoderError(f"the CUDA kernels do not run ({in_short(error)})") from error
 
     @torch.inference_mode()
     def decode(self, rows: Rows, cache: KVCache) -> Tensor:

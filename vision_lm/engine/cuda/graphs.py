@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from vision_lm.engine.cuda.errors import CudaDecoderError
+
 log = logging.getLogger(__name__)
 Output = TypeVar("Output")
 _CAPTURING = threading.Lock()  # torch captures on one stream, the whole process's
@@ -32,6 +34,16 @@ def capture(
     return graph, output
 
 
+def unless_refused(capturing: Callable[[], Output]) -> Output | None:
+    """A captured graph, or None after one line in the log: the work goes on without, slower, and as right."""
+    try:
+        return capturing()
+    # An operation that waits for the GPU, no memory, or a driver that will not.
+    except (RuntimeError, CudaDecoderError) as error:
+        log.warning("no CUDA graph (%s)", next(iter(str(error).splitlines()), repr(error)))
+        return None
+
+
 class Graphs:
     """CUDA graphs by key. Away from a GPU the work is simply done."""
 
@@ -45,15 +57,8 @@ class Graphs:
             return work()
         if key not in self._graphs:
             work()  # loads kernels and chooses algorithms, which capturing must not
-            self._graphs[key] = self._captured(work)
+            self._graphs[key] = unless_refused(lambda: capture(self._device, work)[0])
         graph = self._graphs[key]
         if graph is None:
             return work()
         graph.replay()
-
-    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        try:
-            return capture(self._device, work)[0]
-        except RuntimeError as error:  # no memory, or a driver that will not: slower, and as right
-            log.warning("no CUDA graph (%s)", next(iter(str(error).splitlines()), repr(error)))
-            return None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from vision_lm.engine.cuda.graphs import capture
-
-log = logging.getLogger(__name__)
+from vision_lm.engine.cuda.graphs import capture, unless_refused
 
 
 @dataclass(frozen=True)
@@ -57,21 +55,12 @@ class RecentGraphs:
                         self._met.popitem(last=False)
                     return work(*inputs)
                 del self._met[key]
-                self._graphs[key] = self._captured(work, inputs)
+                self._graphs[key] = unless_refused(partial(self._capture, work, inputs))
                 if len(self._graphs) > self._most:
                     self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
             captured = self._graphs[key]
             return work(*inputs) if captured is None else captured.replay(inputs)
-
-    def _captured(self, work: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Captured | None:
-        try:
-            return self._capture(work, inputs)
-        except (
-            RuntimeError
-        ) as error:  # an operation that waits for the GPU, or no memory: slower, and as right
-            log.warning("no CUDA graph (%s)", next(iter(str(error).splitlines()), repr(error)))
-            return None
 
     def _capture(self, work: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Captured:
         kept = tuple(one.clone() for one in inputs)
