@@ -22,7 +22,7 @@ from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vision_lm.confidence import UNANSWERABLE
 from vision_lm.model import VisionLM
 
-SHIFTS = (0.0, 0.6, 1.2, 1.8, 2.4, 3.0, 3.6)
+SHIFTS = (0.0, 0.6, 1.2, 1.8, 2.4, 3.0, 3.6, 4.2, 4.8)
 FILES = ("absent.jsonl", "reasoning.jsonl", "naming.jsonl")
 BIAS = "phi.lm_head.bias"
 

@@ -84,7 +84,9 @@ def test_other_questions_leave_every_picture_as_it_is(
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {
         "scenes.jsonl",
+        "absent.jsonl",  # which has some of the same kind
         "hands_scenes.jsonl",
+        "hands_scenes_absent.jsonl",
         "held_out/scenes.jsonl",
         "held_out/pairs.jsonl",
     }
