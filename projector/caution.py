@@ -11,7 +11,6 @@ least of a row of values with which, on the part of the held-out scenes that cal
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,13 +18,13 @@ from projector.caption_truth import CaptionTruth, caption_truth
 from projector.data.held_out import calibration_part
 from projector.data.pictures import load_pictures
 from projector.data.samples import iter_jsonl
+from projector.output_bias import with_more_bias
 from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vision_lm.model import VisionLM
 from vision_lm.prompts import CaptionLength
 
 GENERAL = (" drawing", " shape", " shapes")  # a plural of drawings goes on with a token of its own
 SHIFTS = (-3.0, -2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5)
-BIAS = "phi.lm_head.bias"
 
 
 def main() -> None:
@@ -54,11 +53,8 @@ def main() -> None:
 
 def shifted(checkpoint: Checkpoint, shift: float) -> Checkpoint:
     """The same checkpoint with that much more bias for general words; each of them must be one token."""
-    bias = checkpoint.tensors[BIAS].clone()
-    for word in GENERAL:
-        (token,) = checkpoint.tokenizer.encode(word, add_special_tokens=False).ids
-        bias[token] += shift
-    return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, BIAS: bias})
+    encoded = [checkpoint.tokenizer.encode(word, add_special_tokens=False).ids for word in GENERAL]
+    return with_more_bias(checkpoint, [token for (token,) in encoded], shift)
 
 
 def told(found: Mapping[CaptionLength, CaptionTruth]) -> str:

@@ -10,13 +10,13 @@ at least so large a share of those about absent things is answered by it. `proje
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from projector.data.held_out import calibration_part
 from projector.data.samples import QA, iter_jsonl
+from projector.output_bias import with_more_bias
 from vision_lm.answer import Answer
 from vision_lm.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vision_lm.confidence import UNANSWERABLE
@@ -24,7 +24,6 @@ from vision_lm.model import VisionLM
 
 SHIFTS = (0.0, 0.6, 1.2, 1.8, 2.4, 3.0, 3.6, 4.2, 4.8)
 FILES = ("absent.jsonl", "reasoning.jsonl", "naming.jsonl")
-BIAS = "phi.lm_head.bias"
 
 
 def main() -> None:
@@ -57,9 +56,8 @@ def main() -> None:
 
 def shifted(checkpoint: Checkpoint, shift: float) -> Checkpoint:
     """The same checkpoint with that much more bias for the word's first token."""
-    bias = checkpoint.tensors[BIAS].clone()
-    bias[checkpoint.tokenizer.encode(UNANSWERABLE, add_special_tokens=False).ids[0]] += shift
-    return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, BIAS: bias})
+    first, *_ = checkpoint.tokenizer.encode(UNANSWERABLE, add_special_tokens=False).ids
+    return with_more_bias(checkpoint, [first], shift)
 
 
 def shares(vlm: VisionLM, asked: list[tuple[Path, QA]]) -> tuple[float, float]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import random_phi, text_config
+from tests.engine_limits import LIMITS
 from tests.noise_pictures import IMAGE_TOKENS, PLACEHOLDER, Noise
 from vision_lm.engine import Engine, Generation, Limits, Prompt, Sampling, Ticket, make_decoder
 from vision_lm.engine.cpu.decoder import CpuDecoder
@@ -82,16 +83,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(decoder, alone(GREEDY), alone(SEEDED))
 
 
-@pytest.mark.parametrize(
-    "limits",
-    [
-        {},
-        {"running": 3},
-        {"chunk": 5, "step_tokens": 9, "running": 8},  # prompts in many pieces, beside those that decode
-        {"cache_tokens": 160, "chunk": 7},  # room for one or two: preempted again and again
-    ],
-    ids=["at once", "three at once", "in pieces", "short of pages"],
-)
+@pytest.mark.parametrize("limits", LIMITS)
 def test_an_answer_is_the_same_alone_in_any_batch_in_pieces_and_after_preemption(
     case: Case, limits: dict[str, Any]
 ) -> None:

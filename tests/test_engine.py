@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import vision_lm.engine.engine as engine_module
+from tests.engine_limits import LIMITS
 from tests.noise_pictures import IMAGE_TOKENS, PLACEHOLDER, Noise, encode, engine_of, random_decoder
 from vision_lm.engine import Engine, Generation, Prompt, Sampling, Ticket, TorchDecoder
 from vision_lm.engine.pages import PAGE
@@ -49,16 +50,7 @@ def alone(decoder: TorchDecoder, prompts: list[Prompt]) -> list[Generation]:
     ]
 
 
-@pytest.mark.parametrize(
-    "limits",
-    [
-        {},
-        {"running": 3},
-        {"chunk": 5, "step_tokens": 9, "running": 8},  # prompts in many pieces, beside those that decode
-        {"cache_tokens": 160, "chunk": 7},  # room for one or two: preempted again and again
-    ],
-    ids=["at once", "three at once", "in pieces", "short of pages"],
-)
+@pytest.mark.parametrize("limits", LIMITS)
 def test_an_answer_is_the_same_alone_in_any_batch_in_pieces_and_after_preemption(
     decoder: TorchDecoder, prompts: list[Prompt], alone: list[Generation], limits: dict[str, Any]
 ) -> None:

@@ -29,7 +29,7 @@ from vision_lm.encoder import Features, subject
 
 # The height of a peak: from one that is lost in the noise to one beyond doubt.
 _PEAK = (2.0, 12.0)
-_BORROWED = 0.6  # of the draws have what the tower says of another picture for their noise
+_BORROWED = 0.6  # of the draws have what the tower says of a picture for their noise
 _TIED = 0.5  # of the draws of several classes have peaks of about the same height
 
 
@@ -59,7 +59,7 @@ class EvidenceLender:
     def logits(self, rng: random.Random, seen: np.ndarray | None = None) -> dict[str, Tensor]:
         """The evidence (1000,) of the whole picture, of its centre, and of both, as VisionConfig.pooled names them.
 
-        seen: (I, 2, 1000), what the tower says of other pictures, whole and centre, less what it says of all of them.
+        seen: (I, 2, 1000), what the tower says of some pictures, whole and centre, less what it says of all of them.
         """
         noise = np.random.default_rng(rng.getrandbits(32))
         peaks = self._peaks(rng)

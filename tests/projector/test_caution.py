@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from projector.caution import BIAS, shifted
+from projector.caution import shifted
+from projector.output_bias import BIAS
 from vision_lm.checkpoint import read_checkpoint
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from projector.data.samples import QA
-from projector.unanswerable import BIAS, shares, shifted
+from projector.output_bias import BIAS
+from projector.unanswerable import shares, shifted
 from vision_lm.answer import Answer
 from vision_lm.checkpoint import read_checkpoint
 from vision_lm.confidence import UNANSWERABLE
