@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from tests.emulator.model import config_of
+from vision_lm.checkpoint import Checkpoint
 from vision_lm.engine.kv_cache import default_cache_tokens
+from vision_lm.engine.pages import PAGE
+from vision_lm.errors import RequestError
+from vision_lm.model import VisionLM
 
 GIB = 1 << 30
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -41,3 +45,15 @@ def test_on_a_gpu_it_is_a_share_of_what_the_weights_leave(
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 * GIB + unused)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * GIB)
     assert default_cache_tokens(LARGE, torch.bfloat16, GPU) == tokens
+
+
+def test_a_budget_that_is_given_is_kept_and_changes_no_answer(vit_checkpoint: Checkpoint) -> None:
+    """Eight answers in a cache for two of them: some wait, or are computed again, and all are what they were."""
+    questions = [f"What colour is the cube? {number}" for number in range(8)]
+    tight = VisionLM(vit_checkpoint, device="cpu", dtype="float32", cache_tokens=96)
+    roomy = VisionLM(vit_checkpoint, device="cpu", dtype="float32")
+    assert tight.engine.pages.count * PAGE == 96 < roomy.engine.pages.count * PAGE
+    found, expected = ([str(one) for one in vlm.ask([None] * 8, questions)] for vlm in (tight, roomy))
+    assert found == expected and tight.engine.stats.peak_pages <= 96 // PAGE
+    with pytest.raises(RequestError, match="cache_tokens is 0: give a whole number of at least 1"):
+        VisionLM(vit_checkpoint, device="cpu", cache_tokens=0)

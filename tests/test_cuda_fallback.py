@@ -73,6 +73,13 @@ class NoMemory(EmulatedKernels):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nGPU 0 has …")
 
 
+class NotBuilt(EmulatedKernels):
+    """What a kernel that the compiler refuses comes to: see `test_cuda_build.py`."""
+
+    def __init__(self, shape: Shape, device: object) -> None:
+        raise CudaDecoderError("not built for sm_90a: NVRTC: error: identifier is undefined")
+
+
 class NoStart(EmulatedKernels):
     """Kernels that are built, loaded, and refused by the driver when they are launched."""
 
@@ -102,12 +109,13 @@ class NoAttention(EmulatedKernels):
     ("kernels", "said"),
     [
         (NoMemory, "no memory for the CUDA kernels"),
+        (NotBuilt, "not built for sm_90a"),
         (NoStart, "CUDA_ERROR_INVALID_IMAGE"),
         (NoEnd, "illegal memory access"),
         (NoAttention, "CUDA_ERROR_INVALID_VALUE"),
     ],
 )
-def test_kernels_that_are_built_and_do_not_run(
+def test_kernels_that_are_not_built_or_do_not_run(
     kernels: type[EmulatedKernels], said: str, heard: pytest.LogCaptureFixture
 ) -> None:
     """It is found out when the decoder is made, not by the first request."""

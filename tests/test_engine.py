@@ -179,9 +179,10 @@ def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Where a step of more than 300 tokens has no memory, all answers still come, and the log says it once or twice."""
-    prefill, all_wait = TorchDecoder.prefill, threading.Event()
+    prefill, begun, all_wait = TorchDecoder.prefill, threading.Event(), threading.Event()
 
     def narrow(self: TorchDecoder, embeddings: Tensor, *arguments: Any) -> Tensor:
+        begun.set()
         all_wait.wait()
         if len(embeddings) > 300:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -191,6 +192,7 @@ def test_out_of_memory_makes_smaller_steps_and_no_wrong_answer(
     heard(monkeypatch, caplog)
     engine = engine_of(decoder)
     first = engine.submit(Prompt([1]), Sampling(max_tokens=1))  # in the way until all the others wait
+    begun.wait()
     tickets = [engine.submit(*pair) for pair in zip(prompts, SETTINGS, strict=True)]
     all_wait.set()
     first.result()

@@ -42,13 +42,20 @@ def load(
     quantize: Literal["int8", "int4"] | None = None,
     *,
     revision: str | None = None,
+    cache_tokens: int | None = None,
     allow_url_hosts: Collection[str] = (),
 ) -> VisionLM:
     """A model from an embedded checkpoint's name, a folder or a hub id; see `VisionLM` for the rest."""
     from vision_lm.model import VisionLM
 
     return VisionLM.from_pretrained(
-        source, device, dtype, quantize, revision=revision, allow_url_hosts=allow_url_hosts
+        source,
+        device,
+        dtype,
+        quantize,
+        revision=revision,
+        cache_tokens=cache_tokens,
+        allow_url_hosts=allow_url_hosts,
     )
 
 

@@ -43,11 +43,15 @@ class VisionLM(Answerer):
         dtype: str = "auto",
         quantize: Mode = None,
         *,
+        cache_tokens: int | None = None,
         allow_url_hosts: Collection[str] = (),
     ) -> None:
         """`device`: auto, cpu, cuda, cuda:1, ...; `dtype`: auto, float32, bfloat16 or float16.
 
         `quantize`: int8 or int4 keeps the language model's weights in so few bits.
+
+        `cache_tokens`: of how many tokens keys and values are kept, of requests under way and of those before them;
+        None: see docs/engine.md. Raises RequestError for less than 1.
 
         `allow_url_hosts`: the hosts from which pictures given as http(s) URLs are fetched; see `vision_lm.fetch`.
         """
@@ -57,7 +61,7 @@ class VisionLM(Answerer):
         self.dtype = choose_dtype(dtype, config.dtype, parameters, self.device)
         picture_dtype = tower_dtype(dtype, self.dtype, self.device)
         encoder, projector = build_on_meta(config)
-        tokens_per_image = feature_width(encoder)[0] + len(config.vision.pooled)
+        tokens_per_image = feature_width(encoder)[0] + config.pooled_tokens
         if any(name not in encoder.state_dict() for name, _ in encoder.named_buffers()):
             encoder = ImageEncoder(config.vision)  # it has buffers that only its constructor can compute
         self.encoder = self._filled(encoder, "encoder.", picture_dtype)
@@ -70,6 +74,7 @@ class VisionLM(Answerer):
             config.prompt.image_token_id,
             grammars=grammars(config, checkpoint.tokenizer),
             decode=prompts.decode,
+            cache_tokens=cache_tokens,
         )
         super().__init__(config, prompts, engine, allow_url_hosts=allow_url_hosts)
 
@@ -90,6 +95,7 @@ class VisionLM(Answerer):
         quantize: Mode = None,
         *,
         revision: str | None = None,
+        cache_tokens: int | None = None,
         allow_url_hosts: Collection[str] = (),
     ) -> VisionLM:
         """From an embedded name ("mini"), a folder, or a hub id ("owner/name"). Raises CheckpointError.
@@ -98,7 +104,14 @@ class VisionLM(Answerer):
         """
         if revision is not None:
             source = f"{os.fspath(source)}@{revision}"
-        return cls(read_checkpoint(source), device, dtype, quantize, allow_url_hosts=allow_url_hosts)
+        return cls(
+            read_checkpoint(source),
+            device,
+            dtype,
+            quantize,
+            cache_tokens=cache_tokens,
+            allow_url_hosts=allow_url_hosts,
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str], card: ModelCard | None = None) -> None:
         """Write the checkpoint that this model was made from, in its own dtype, and a model card.

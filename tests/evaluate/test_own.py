@@ -103,3 +103,64 @@ def test_what_is_not_there_is_to_be_said_so(tmp_path: Path) -> None:
     assert [(item.id, item.kind) for item in task.items] == [(f"{n}/0", "absent") for n in (1, 2, 3)]
     measured = task.scorer.measure(task.items, ["unanswerable", "Unanswerable.", "at the top"])
     assert measured.right.tolist() == [1, 1, 0]
+
+
+SCENE = (
+    QA("Describe the image.", "A red circle and two blue stars.", "caption"),
+    QA("What things are there?", "a red circle, two blue stars", "list"),
+    QA("Is there a square?", "no", "existence"),
+)
+
+
+@pytest.fixture
+def drawn(data: Path) -> Path:
+    """Four scenes in the manner of a build, the first of which is for calibration."""
+    held_out = data / "corpus" / "held_out"
+    paths = [held_out / f"scene-{number}.png" for number in range(4)]
+    for path in paths:
+        Image.new("RGB", (8, 8), "white").save(path)
+    write_jsonl(held_out / "scenes.jsonl", [Sample((path,), SCENE) for path in paths])
+    linked = (QA("Is there a star?", "yes", "existence"), QA("and what colour is it?", "blue", "colour"))
+    write_jsonl(held_out / "dialogues.jsonl", [Sample((path,), linked, linked=True) for path in paths])
+    return data
+
+
+def test_a_list_is_right_in_any_order(drawn: Path) -> None:
+    task = read_task("scenes", TaskFiles(data=drawn))
+    assert [(item.id, item.kind) for item in task.items[:2]] == [("1/1", "list"), ("1/2", "existence")]
+    assert len(task.items) == 6 and task.blind
+    said = [
+        "two blue stars, a red circle",
+        "No.",
+        "a red circle",
+        "no",
+        "a red circle, two blue stars",
+        "yes",
+    ]
+    assert task.scorer.measure(task.items, said).right.tolist() == [1, 1, 0, 1, 1, 0]
+
+
+def test_objects_that_are_not_there_are_counted(drawn: Path) -> None:
+    """By hand: of 2 + 3 + 1 things named one green square is not there; of nine that are there 2 + 3 + 1 are named."""
+    task = read_task("hallucination", TaskFiles(data=drawn))
+    captions = [
+        "A red circle and a green square.",
+        "Two blue stars and a red circle.",
+        "A photo of a red circle.",
+    ]
+    measured = task.scorer.measure(task.items, captions)
+    found = {name: float(value) for name, value in task.scorer.combine(measured.counts.sum(0)).items()}
+    assert found == {
+        "objects not there": pytest.approx(1 / 6),
+        "captions with one": pytest.approx(1 / 3),
+        "objects found": pytest.approx(5 / 9),
+        "objects a caption": pytest.approx(2),
+    }
+
+
+def test_a_follow_up_knows_what_came_first(drawn: Path) -> None:
+    """Only later turns are scored, each with the right answers of those before it."""
+    task = read_task("dialogues", TaskFiles(data=drawn))
+    assert [item.id for item in task.items] == ["1/1", "2/1", "3/1"]
+    assert task.items[0].before == (("Is there a star?", "yes"),)
+    assert (task.items[0].question, task.items[0].references) == ("and what colour is it?", ("blue",))

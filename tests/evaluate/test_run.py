@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import vision_lm.evaluate as evaluate_package
+import vision_lm.evaluate.results as results
 from vision_lm.cli import main
 from vision_lm.errors import EvaluationError
 from vision_lm.evaluate.evaluation import Model, run_task
@@ -246,10 +247,49 @@ def test_another_runs_folder(evaluate: Evaluate, tmp_path: Path) -> None:
     refused(evaluate, "{question}", prompt="hello")
 
 
-def test_a_limit_is_partial_and_chosen_by_the_seed(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_scores_of_given_predictions_take_no_other_runs_folder(evaluate: Evaluate, tmp_path: Path) -> None:
+    """A file that is only scored must not end beside another's answers, nor in place of another task's scores."""
+    evaluate()
+    own, other = tmp_path / "out" / "predictions.jsonl", tmp_path / "other.jsonl"
+    other.write_text(own.read_text())
+    refused(evaluate, "predictions of another run", "--out", predictions=other)
+    refused(evaluate, "predictions of another run", predictions=other, overwrite=True)
+    assert evaluate(predictions=own).to_json()["scores"]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["model"] == "rules", (
+        "it is still the run's"
+    )
+    scored = {"predictions": other, "out": tmp_path / "scored"}
+    evaluate(**scored)
+    (tmp_path / "scored" / "run.json").write_text(json.dumps({"scored": "gqa"}))
+    refused(evaluate, "scores of gqa, now vqav2", "--overwrite", **scored)
+    evaluate(**scored, overwrite=True)
+    assert json.loads((tmp_path / "scored" / "run.json").read_text()) == {"scored": "vqav2"}
+
+
+def test_a_run_goes_on_only_under_the_versions_that_it_began_with(
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The versions in scores.json are those of every answer."""
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Rules(stop_after=2))
+    installed = results.version
+    monkeypatch.setattr(results, "version", lambda name: "9.9" if name == "torch" else installed(name))
+    refused(evaluate, "torch version: then", "now '9.9'", "--overwrite")
+    monkeypatch.undo()
     rules = Rules()
-    result = evaluate(rules, limit=3)
-    assert result.partial and len(rules.asked) == 3 and result.to_json()["missing"]["count"] == 0
+    evaluate(rules)
+    assert len(rules.asked) == 4
+
+
+def test_a_limit_is_partial_and_chosen_by_the_seed(evaluate: Evaluate, tmp_path: Path) -> None:
+    asked = []
+    for number, seed in enumerate((0, 0, 1, 2)):
+        rules = Rules()
+        result = evaluate(rules, limit=3, seed=seed, out=tmp_path / str(number))
+        assert result.partial and result.to_json()["missing"]["count"] == 0
+        asked.append(rules.asked)
+    assert all(len(one) == 3 for one in asked)
+    assert asked[0] == asked[1] and asked[0] not in asked[2:]
 
 
 def test_the_other_published_layouts(tmp_path: Path) -> None:

@@ -76,7 +76,12 @@ def test_the_report_has_what_the_confidence_is_worth(tmp_path: Path) -> None:
     run_task(settings, task, lambda: Model(Rules(), {"model": "rules"}))
     saved = json.loads((tmp_path / "out" / "scores.json").read_text())["confidence"]
     assert saved["accuracy at 80% coverage"]["value"] == pytest.approx(1 / 5) and "unanswerable" not in saved
-    assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 3
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") == 3
+    right, wrong = page.split("<h2>Right</h2>")[1].split("<h2>Wrong</h2>")
+    for number in range(6):  # one card a picture, of which there are three
+        assert (f"What is {number}?" in right) == (number in (0, 3))
+        assert (f"What is {number}?" in wrong) == (number in (1, 2, 4))
     lines = [Prediction(str(one), "red", 0.25 + 0.1 * one, "stop", one < 3) for one in range(6)]
     file = tmp_path / "held.jsonl"
     file.write_text("\n".join(json.dumps(vars(one)) for one in lines))

@@ -97,11 +97,15 @@ def assert_parity(
     head_bias: Tensor | float = 0.0,
     rounded: float = 1e-3,
     image: Image.Image | None = None,
+    stop: tuple[str, ...] = (),
 ) -> None:
     """Each stage on its own and the whole. `head_bias`: what our logits have that the original's lack.
 
     `rounded`: the share of pixels that may be one level of 255 apart; `image`: what the original was shown, if not `picture`.
+    `stop`: the texts that end its answers, beside the token.
     """
+    assert vlm.config.prompt.eos_token_id == train_tokenizer().token_to_id("<|endoftext|>")
+    assert vlm.config.prompt.stop == stop
     image = image or picture()
     pixels = vlm.encoder.preprocess(image)[None]
     level = 1 / 255 / min(vlm.config.vision.std)

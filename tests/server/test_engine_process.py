@@ -28,7 +28,7 @@ from vision_lm.model import VisionLM
 from vision_lm.pictures import FittedPicture
 from vision_lm.prompts import Turn
 from vision_lm.server.apart import ApartModel
-from vision_lm.server.engine_process import EngineProcess
+from vision_lm.server.engine_process import EngineProcess, Order
 
 ENDLESS = Sampling(1900, temperature=2.0, seed=1)  # greedy, it would soon repeat itself
 
@@ -54,7 +54,7 @@ def here(folder: Path) -> VisionLM:
 
 @pytest.fixture(scope="module")
 def there(folder: Path) -> Iterator[ApartModel]:
-    process = EngineProcess(str(folder), "cpu")
+    process = EngineProcess(Order(str(folder), "cpu"))
     yield ApartModel(process)
     process.close()
 
@@ -131,9 +131,16 @@ def test_what_nobody_waits_for_is_stopped(there: ApartModel, how: str) -> None:
     assert there.engine.counts().generated_tokens - before < 1900
 
 
+def test_the_cache_is_as_large_as_the_order_says(folder: Path) -> None:
+    """`vision-lm serve --cache-tokens`."""
+    process = EngineProcess(Order(str(folder), "cpu", cache_tokens=160))
+    assert process.ready().room.cache_tokens == 160
+    process.close()
+
+
 def test_quantised_weights_are_those_of_the_process(folder: Path) -> None:
     """`vision-lm serve --quantize`: the process loads what `vision_lm.load(quantize=...)` loads, and says as much."""
-    process = EngineProcess(str(folder), "cpu", "int8")
+    process = EngineProcess(Order(str(folder), "cpu", "int8"))
     model = ApartModel(process)
     options = {"max_tokens": 8, "top_logprobs": 4}
     logprobs = {}
@@ -150,8 +157,11 @@ def test_quantised_weights_are_those_of_the_process(folder: Path) -> None:
 
 def test_a_damaged_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
     """What `load` says, with its class; of a process that dies while it loads, that it did."""
-    processes = [EngineProcess(str(tmp_path / "nowhere"), "cpu"), EngineProcess(str(folder), "quantum")]
-    killed = EngineProcess(str(folder), "cpu")
+    processes = [
+        EngineProcess(Order(str(tmp_path / "nowhere"), "cpu")),
+        EngineProcess(Order(str(folder), "quantum")),
+    ]
+    killed = EngineProcess(Order(str(folder), "cpu"))
     os.kill(killed.pid, signal.SIGKILL)
     with pytest.raises(CheckpointError, match="nowhere"):
         processes[0].ready()
@@ -166,7 +176,7 @@ def test_a_damaged_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
 def test_when_the_process_dies_nobody_waits_for_ever(folder: Path) -> None:
     """What ran ends with an error, and so does what comes later; the owner is told."""
     told = threading.Event()
-    process = EngineProcess(str(folder), "cpu")
+    process = EngineProcess(Order(str(folder), "cpu"))
     model = ApartModel(process, told.set)
     ticket = model.engine.submit(Prompt([1, 2, 3]), ENDLESS)
     until(lambda: ticket.mailbox.tokens)
@@ -182,8 +192,8 @@ def test_when_the_process_dies_nobody_waits_for_ever(folder: Path) -> None:
 def test_it_ends_with_the_process_that_started_it(folder: Path) -> None:
     """Killed, so that nothing of its own could end it; and signals for both are the other one's business."""
     program = (
-        "import sys, time; from vision_lm.server.engine_process import EngineProcess\n"
-        "process = EngineProcess(sys.argv[1], 'cpu'); process.ready()\n"
+        "import sys, time; from vision_lm.server.engine_process import EngineProcess, Order\n"
+        "process = EngineProcess(Order(sys.argv[1], 'cpu')); process.ready()\n"
         "print(process.pid, flush=True); time.sleep(600)"
     )
     owner = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)

@@ -67,6 +67,8 @@ class Engine(AnyEngine):
 
         Requests with a form need `grammars`, requests with stop strings `decode`: token ids -> text.
         """
+        if cache_tokens is not None and cache_tokens < 1:
+            raise RequestError(f"cache_tokens is {cache_tokens}: give a whole number of at least 1")
         self.decoder, self.image_token_id = decoder, image_token_id
         self.pid = os.getpid()
         # Tells the readers of these mailboxes that something has come: once a step, in the engine's thread.

@@ -53,7 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=Settings.under_way,
         metavar="N",
-        help="requests under way at once; never changes an answer (default: %(default)s)",
+        help="requests under way at once; in float32 never changes an answer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default=Settings.dtype,
+        help="of the computation (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the intervals and of --limit (default: 0)")
     parser.add_argument(
@@ -88,6 +94,7 @@ def settings(options: argparse.Namespace) -> Settings:
         overwrite=options.overwrite,
         model=options.model,
         device=options.device,
+        dtype=options.dtype,
         quantize=options.quantize,
         progress=sys.stderr.isatty() and not options.no_progress,
         command=shlex.join(["vision-lm", *sys.argv[1:]]),

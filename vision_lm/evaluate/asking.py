@@ -39,11 +39,12 @@ class Asking:
         waiting: deque[tuple[Item, Pending | VisionLMError]] = deque()
         try:
             for item in items:
-                text = request if item.question is None else self.prompt.replace("{question}", item.question)
-                turn = Turn(text, () if blind else (item.image,))
-                waiting.append(
-                    (item, self._submit(turn, caption if item.question is None else answer, pictures))
-                )
+                text = request if item.question is None else self._put(item.question)
+                asked = [*((self._put(question), said) for question, said in item.before), (text, None)]
+                images = [() if blind else (item.image,), *[()] * len(item.before)]  # with the first turn
+                turns = [Turn(text, shown, said) for (text, said), shown in zip(asked, images, strict=True)]
+                form = caption if item.question is None else answer
+                waiting.append((item, self._submit(turns, form, pictures)))
                 if len(waiting) >= self.under_way:
                     yield _outcome(*waiting.popleft())
             while waiting:
@@ -53,9 +54,12 @@ class Asking:
                 if isinstance(one, Pending):
                     one.ticket.cancel()
 
-    def _submit(self, turn: Turn, form: Form, pictures: Pictures) -> Pending | VisionLMError:
+    def _put(self, question: str) -> str:
+        return self.prompt.replace("{question}", question)
+
+    def _submit(self, turns: Sequence[Turn], form: Form, pictures: Pictures) -> Pending | VisionLMError:
         try:
-            return self.vlm.submit([turn], form, pictures)
+            return self.vlm.submit(turns, form, pictures)
         except VisionLMError as error:
             return error.with_traceback(None)
 
@@ -78,4 +82,5 @@ def identity(vlm: VisionLM) -> dict[str, Any]:
     return {
         "model": f"{vlm.config.name} {digest(vlm.checkpoint)}",
         "dtype": str(vlm.dtype).removeprefix("torch."),
+        "device": vlm.device.type,
     }

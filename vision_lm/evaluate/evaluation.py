@@ -15,7 +15,7 @@ from vision_lm.evaluate.json_files import read_json, some
 from vision_lm.evaluate.predictions import Prediction, PredictionFile, read_predictions
 from vision_lm.evaluate.registry import read_task
 from vision_lm.evaluate.report import write_report
-from vision_lm.evaluate.results import Result, Scored, score, write_scores, write_whole
+from vision_lm.evaluate.results import ANSWERING, Result, Scored, score, versions, write_scores, write_whole
 from vision_lm.evaluate.settings import Settings
 from vision_lm.evaluate.tasks import Item, Task
 
@@ -58,6 +58,7 @@ def run_task(settings: Settings, task: Task, model: Callable[[], Model]) -> Resu
     if settings.predictions is not None:
         seen, unseen = _given(settings.predictions, task)
         _check_folder(settings.out)
+        _same_predictions(settings, settings.predictions, task.name)
         record["predictions"] = {str(settings.predictions): _sha256(settings.predictions)}
     else:
         seen, unseen = _answered(settings, task, items, model, failures, record)
@@ -77,7 +78,7 @@ def run_task(settings: Settings, task: Task, model: Callable[[], Model]) -> Resu
         record,
     )
     settings.out.mkdir(parents=True, exist_ok=True)
-    if not (settings.out / RUN).exists():
+    if settings.predictions is not None and not (settings.out / PREDICTIONS).exists():
         write_whole(settings.out / RUN, json.dumps({"scored": task.name}) + "\n")
     write_scores(settings.out / "scores.json", result)
     write_report(settings.out / "report.html", result)
@@ -139,6 +140,7 @@ def _answered(
         "max tokens": settings.max_tokens or task.max_tokens,
         "quantize": settings.quantize,
     }
+    identity |= {f"{name} version": one for name, one in versions(ANSWERING).items()}
     _same_run(settings, identity)
     record["model"] = identity
     known = {item.id for item in task.items}
@@ -195,6 +197,20 @@ def _same_run(settings: Settings, identity: dict[str, Any]) -> None:
     write_whole(path, json.dumps(identity, indent=1) + "\n")
 
 
+def _same_predictions(settings: Settings, given: Path, task: str) -> None:
+    """The folder's own predictions, or none, and its scores, if any, of this task. Raises EvaluationError."""
+    out = settings.out
+    held = out / PREDICTIONS
+    if held.exists() and not held.samefile(given):
+        raise EvaluationError(f"--out {out}: holds the predictions of another run; give another --out")
+    before = read_json(out / RUN) if (out / RUN).exists() else {}
+    kept = before.get("task") or before.get("scored")
+    if kept not in (None, task) and not settings.overwrite:
+        raise EvaluationError(
+            f"--out {out}: holds scores of {kept}, now {task}; give another --out, or --overwrite"
+        )
+
+
 def _check_folder(out: Path) -> None:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RUN).exists())):
         raise EvaluationError(f"--out {out}: exists and is no result folder; give a new or an empty folder")
@@ -218,6 +234,6 @@ def _model(settings: Settings, task: Task, vlm: VisionLM | None) -> Model:
     import vision_lm
     from vision_lm.evaluate.asking import Asking, identity
 
-    vlm = vlm or vision_lm.load(settings.model, settings.device, quantize=settings.quantize)
+    vlm = vlm or vision_lm.load(settings.model, settings.device, settings.dtype, quantize=settings.quantize)
     length, tokens = settings.length or task.length, settings.max_tokens or task.max_tokens
     return Model(Asking(vlm, settings.prompt, length, tokens, settings.under_way), identity(vlm))

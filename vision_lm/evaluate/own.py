@@ -57,6 +57,25 @@ def scene_questions(path: Path) -> tuple[Item, ...]:
     )
 
 
+def dialogues(files: TaskFiles) -> Task:
+    """What is asked next about a scene ("and what colour is it?"), after the right answers to what came first."""
+    path = _held_out(files, "dialogues.jsonl")
+    items = tuple(
+        Item(
+            f"{number}/{place}",
+            sample.images[0],
+            (turn.answer,),
+            turn.question,
+            turn.kind,
+            before=tuple((one.question, one.answer) for one in sample.turns[:place]),
+        )
+        for number, sample in _reported(path)
+        for place, turn in enumerate(sample.turns)
+        if place
+    )
+    return Task("dialogues", items, Accuracy(listed), (path,), blind=True)
+
+
 def names(files: TaskFiles) -> Task:
     """Drawings in a style never trained, of things whose name was; an alias is right, too."""
     path = _held_out(files, "drawings.jsonl")

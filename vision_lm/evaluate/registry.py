@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vision_lm.evaluate.tasks import Task
 
 PUBLISHED = ("vqav2", "gqa", "textvqa", "pope", "scienceqa", "coco")
-OWN = ("easy-vqa", "scenes", "absent", "names", "hands", "photographs", "hallucination")
+OWN = ("easy-vqa", "scenes", "dialogues", "absent", "names", "hands", "photographs", "hallucination")
 
 
 def read_task(name: str, files: TaskFiles) -> Task:

@@ -96,8 +96,11 @@ def _cards(scored: Scored, places: list[int]) -> str:
         met.add(item.image)
         sure = "" if said.confidence is None else f" <i>{said.confidence:.0%}</i>"
         references = " | ".join(dict.fromkeys(item.references))
+        asked = " ".join(
+            [f"{question} {said}." for question, said in item.before] + [item.question or "caption"]
+        )
         cards.append(
-            f"<article>{_thumbnail(item.image)}<p><b>{html.escape((item.question or 'caption')[:TEXT])}</b></p>"
+            f"<article>{_thumbnail(item.image)}<p><b>{html.escape(asked[:TEXT])}</b></p>"
             f"<p>{html.escape(said.prediction[:TEXT])}{sure}</p>"
             f"<p>wanted: {html.escape(references[:TEXT])}</p></article>"
         )

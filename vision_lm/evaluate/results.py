@@ -20,7 +20,15 @@ from vision_lm.evaluate.selective import selective_scores
 from vision_lm.evaluate.tasks import Item, Task
 
 LISTED = 20  # ids of missing items in scores.json
-PACKAGES = ("numpy", "pillow", "pycocoevalcap", "torch", "transformers")
+ANSWERING = (
+    "llguidance",
+    "open_clip_torch",
+    "pillow",
+    "timm",
+    "tokenizers",
+    "torch",
+)  # packages with a part in answers
+SCORING = ("numpy", "pycocoevalcap", "transformers")  # and in scores alone
 
 
 @dataclass(frozen=True)
@@ -117,10 +125,10 @@ def _confidence(
     return selective_scores(np.array(sure, dtype=float), right, known, pictures, seed, resamples)
 
 
-def versions() -> dict[str, str]:
-    """Of everything that had a part in the scores."""
+def versions(packages: Sequence[str] = ANSWERING + SCORING) -> dict[str, str]:
+    """Of ours, of Python, and of those of these packages that are installed."""
     found = {"vision-lm": vision_lm.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

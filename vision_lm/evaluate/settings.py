@@ -40,12 +40,13 @@ class Settings:
     prompt: str = "{question}"  # how a question is put to the model
     length: CaptionLength | None = None  # of captions; None: as the task has it
     max_tokens: int | None = None  # of an answer; None: as the task has it
-    under_way: int = UNDER_WAY  # requests at once; never changes an answer
+    under_way: int = UNDER_WAY  # requests at once; in float32 never changes an answer
     seed: int = 0  # of the bootstrap and of `limit`
     resamples: int = 1_000  # of the bootstrap
     overwrite: bool = False  # begin anew where the folder belongs to another run
     model: str = "mini"
     device: str = "auto"
+    dtype: str = "auto"
     quantize: Literal["int8", "int4"] | None = None
     progress: bool = False  # a bar on stderr
     command: str = ""  # the command line that gave these settings, for the record

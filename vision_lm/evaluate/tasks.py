@@ -25,6 +25,9 @@ class Item:
     question: str | None = None  # None: a caption is asked for
     kind: str = ""  # of question, for the scores by kind
     choices: tuple[str, ...] = ()
+    before: tuple[
+        tuple[str, str], ...
+    ] = ()  # questions about the picture that came first, and their right answers
 
 
 @dataclass(frozen=True)

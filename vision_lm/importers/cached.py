@@ -9,10 +9,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from vision_lm.importers.importing import import_checkpoint, open_whole
-from vision_lm.importers.source import ADAPTER, FIRST_SIZES
+from vision_lm.importers.source import ADAPTER, FIRST_SIZES, Source, read_json
 from vision_lm.model_files import CONFIG
 
 UNFINISHED = ".importing-"
@@ -42,10 +43,11 @@ def is_foreign(folder: Path) -> bool:
 def imported_folder(source: str | os.PathLike[str]) -> Path:
     """The folder of this source's import, made now or before. Raises CheckpointError.
 
-    It lies in XDG_CACHE_HOME, else ~/.cache, under vision-lm/imports; a source whose files change is imported anew.
+    It lies in XDG_CACHE_HOME, else ~/.cache, under vision-lm/imports; a source whose files change, or those of the
+    language model or tower that it names on this machine, is imported anew.
     """
     opened = open_whole(source)
-    kept = _cache() / f"{opened.folder.resolve().name[:40]}-{_digest(opened.folder)}"
+    kept = _cache() / f"{opened.folder.resolve().name[:40]}-{_digest([opened.folder, *_beside(opened)])}"
     if (kept / CONFIG).is_file():
         return kept
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +69,18 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision-lm" / "imports"
 
 
-def _digest(folder: Path) -> str:
+def _beside(source: Source) -> list[Path]:
+    """What an import reads beside its source, as far as it lies on this machine under a name of its own."""
+    named = [source.config.get("mm_vision_tower")]
+    if (source.folder / ADAPTER).is_file():
+        named.append(read_json(source.folder / ADAPTER).get("base_model_name_or_path"))
+    places = [Path(name).expanduser() for name in named if isinstance(name, str) and name]
+    return [place for place in places if place.exists()]
+
+
+def _digest(places: Sequence[Path]) -> str:
     """Of the name, size and time of every file that may be read: cheap, and another when anything changed."""
-    files = sorted(path for path in folder.resolve().rglob("*") if path.suffix in READ and path.is_file())
+    whole = [path for place in places for path in (place.resolve(), *place.resolve().rglob("*"))]
+    files = sorted(path for path in whole if path.suffix in READ and path.is_file())
     seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr((VERSION, seen)).encode()).hexdigest()[:16]

@@ -65,7 +65,7 @@ FAMILIES = (
     Family(
         "LLaVA-Phi and Mipha",
         "llava_phi",
-        ("llava_phi", "mipha_phi"),
+        ("llava_phi", "mipha_phi", "mipha-phi"),
         ("LlavaPhiForCausalLM", "MiphaPhiForCausalLM", "MiphaPhi15ForCausalLM"),
         ("model.vision_tower.vision_model.",),
     ),

@@ -16,6 +16,7 @@ from vision_lm.errors import CheckpointError
 from vision_lm.importers.families import find_family
 from vision_lm.importers.imported import Imported
 from vision_lm.importers.lora import lora_tensors, open_base
+from vision_lm.importers.share import Share
 from vision_lm.importers.source import ADAPTER, Source, fetch_weights, open_source, read_weights
 from vision_lm.importers.tensor_table import check_all_used, make
 from vision_lm.importers.tokenizer_files import find_tokenizer, has_tokenizer
@@ -59,7 +60,10 @@ def import_checkpoint(
     size = sum(tensor.nbytes for tensor in ours.values())
     progress(f"{out}: writing {imported.config.name}, {size / 1e9:,.1f} GB")
 
+    report = Share(size, lambda done: progress(f"{out}: {done}"))
+
     def made(name: str) -> Tensor:
+        report.add(ours[name].nbytes)
         return make(name, imported.table, imported.tensors, opened.where)
 
     write_made(out, imported.config, ours, made, imported.tokenizer)

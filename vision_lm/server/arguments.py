@@ -82,6 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"{meaning} (default: {default:,.10g})",
         )
 
+    parser.add_argument(
+        "--cache-tokens",
+        type=_count,
+        metavar="N",
+        help="tokens whose keys and values each model keeps, its memory budget (default: as memory allows)",
+    )
+
 
 def sources(options: argparse.Namespace) -> dict[str, str]:
     """Name -> checkpoint. Raises VisionLMError."""
@@ -102,7 +109,10 @@ def settings(options: argparse.Namespace) -> Settings:
     """Raises VisionLMError for a key that cannot be read."""
     limits = {name: getattr(options, name) for name in LIMITS}
     return Settings(
-        api_key=api_key(options.api_key_file), allow_url_hosts=tuple(options.allow_url_host), **limits
+        api_key=api_key(options.api_key_file),
+        allow_url_hosts=tuple(options.allow_url_host),
+        cache_tokens=options.cache_tokens,
+        **limits,
     )
 
 

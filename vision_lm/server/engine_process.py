@@ -37,13 +37,14 @@ class Order:
     source: str
     device: str
     quantize: Mode = None
+    cache_tokens: int | None = None
 
 
 class EngineProcess:
     """Loads a checkpoint, then answers over its pipes: see `vision_lm.server.apart`."""
 
-    def __init__(self, source: str, device: str, quantize: Mode = None) -> None:
-        self.order = Order(source, device, quantize)
+    def __init__(self, order: Order) -> None:
+        self.order = order
         self.closing = False
         self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -91,7 +92,9 @@ def main() -> None:
         from vision_lm.engine.desk import Desk, Ready  # and with it torch
 
         try:
-            vlm = vision_lm.load(order.source, order.device, quantize=order.quantize)
+            vlm = vision_lm.load(
+                order.source, order.device, quantize=order.quantize, cache_tokens=order.cache_tokens
+            )
         except VisionLMError as error:
             send(answers, error)
             return

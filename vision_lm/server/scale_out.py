@@ -127,7 +127,10 @@ def _deployment(
 
         log_to_stderr()
         warnings.simplefilter("ignore", ImageWarning)
-        models = {name: vision_lm.load(source, device, quantize=quantize) for name, source in sources.items()}
+        models = {
+            name: vision_lm.load(source, device, quantize=quantize, cache_tokens=settings.cache_tokens)
+            for name, source in sources.items()
+        }
         return create_app(models, settings)
 
     scale: dict[str, Any] = {"num_replicas": cluster.least}

@@ -18,7 +18,7 @@ from vision_lm.errors import EngineGoneError
 from vision_lm.images import ImageWarning
 from vision_lm.server.admission import Admission
 from vision_lm.server.arguments import KEY_REMEDY
-from vision_lm.server.engine_process import EngineProcess
+from vision_lm.server.engine_process import EngineProcess, Order
 from vision_lm.server.head_limit import head_limited
 from vision_lm.server.listen import check_reach, take_port
 from vision_lm.server.log_lines import log_to_stderr
@@ -51,7 +51,7 @@ def serve(
     try:
         check_reach(listener, settings.api_key is not None, "API key", KEY_REMEDY)
         for name, source in sources.items():
-            engines[name] = EngineProcess(source, device, quantize)
+            engines[name] = EngineProcess(Order(source, device, quantize, settings.cache_tokens))
         # While they load their models: importing these takes as long.
         from vision_lm.server.apart import ApartModel
         from vision_lm.server.app import create_app

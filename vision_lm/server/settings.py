@@ -17,6 +17,7 @@ class Settings:
     max_images: int = 8  # in one request
     max_pixels: int = 50_000_000  # of one picture, width x height
     max_tokens: int = 1024  # of one answer
+    cache_tokens: int | None = None  # of each model's cache of keys and values; None: as the engine chooses
     timeout: float = 120.0  # seconds from a request's first byte to its answer's last
     head_timeout: float = (
         30.0  # seconds until a request's head is there, and for a new connection to send any
