@@ -32,17 +32,18 @@ from projector.data.caption_objects import named_things
 from projector.data.pictures import load_pictures
 from projector.data.samples import iter_jsonl
 from projector.data.scene_vocabulary import COLOURS, SHAPES
-from vision_lm.answer import Answer
 from vision_lm.evaluate import own
 from vision_lm.evaluate.answers import exact, listed
+from vision_lm.evaluate.asking import Asking
 from vision_lm.evaluate.bootstrap import rate
 from vision_lm.evaluate.normalise import plain
+from vision_lm.evaluate.predictions import Prediction
 from vision_lm.evaluate.selective import (
     accuracy_of_the_surest,
     calibration_error,
     calibration_error_by_chance,
 )
-from vision_lm.evaluate.settings import TaskFiles
+from vision_lm.evaluate.settings import UNDER_WAY, TaskFiles
 from vision_lm.evaluate.tasks import Item
 from vision_lm.model import VisionLM
 
@@ -117,6 +118,7 @@ def tasks(data: Path) -> dict[str, Asked]:
         "scenes, unseen pairs": Asked(own.scene_questions(corpus / "held_out" / "pairs.jsonl"), scenes),
         "scenes, which side": _some_kinds(corpus, "reasoning", ("side",)),
         "scenes, what is where": _some_kinds(corpus, "naming", ("at", "nth")),
+        "scenes, follow-ups": Asked(own.dialogues(files).items, _file_priors(corpus / "dialogues.jsonl")),
         "scenes, absent things": Asked(own.scene_questions(corpus / "held_out" / "absent.jsonl"), None),
         "drawings, unseen style": Asked(own.names(files).items, None),
         "pictures, unseen artists": Asked(own.hands(files).items, None),
@@ -133,15 +135,15 @@ def measure(
     vlm: VisionLM, items: Sequence[Item], priors: Priors | None, names: Collection[str]
 ) -> list[Score]:
     """One score for each kind of question, and one for all. With the `names` of drawings, more kinds are told apart."""
-    replies = vlm.ask([item.image for item in items], [item.question or "" for item in items])
+    replies = Asking(vlm, "{question}", "normal", None, UNDER_WAY)(items, blind=False)
     right, sure, blind = (np.zeros(len(items)) for _ in range(3))
     of_kind: dict[str, list[int]] = defaultdict(list)
     for place, (item, reply) in enumerate(zip(items, replies, strict=True)):
-        if not isinstance(reply, Answer):
-            raise reply
+        if not isinstance(reply, Prediction):
+            raise SystemExit(reply.error)
         # Nothing is right about what is not there but to say so, in these words or by holding the answer back.
-        held_back = item.kind == "absent" and reply.unanswerable
-        right[place], sure[place] = max(listed(item, reply.text), held_back), reply.confidence
+        held_back = item.kind == "absent" and bool(reply.unanswerable)
+        right[place], sure[place] = max(listed(item, reply.prediction), held_back), reply.confidence
         if priors is not None:
             blind[place] = exact(item, priors.get(plain(item.question or ""), "yes"))
         for kind in (item.kind, *finer(item, names), "all"):

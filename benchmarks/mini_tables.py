@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 SCORE_HEAD = (
-    "| task | kind | questions | right | 95% interval | blind | calibration error | by chance |",
-    "|---|---|---|---|---|---|---|---|",
+    "| task | kind | questions | right | 95% interval | blind | of the surest 80% | calibration error | by chance |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     page = arguments.page.read_text(encoding="utf-8")
     for name, lines in (
         ("scores", scores(quality)),
-        ("captions", captions(quality["captions"])),
+        ("captions", captions(quality)),
         ("photographs", photographs(quality["photographs"])),
     ):
         page = replaced(page, name, "\n".join(lines))
@@ -56,25 +56,39 @@ def score_line(task: str, row: Mapping[str, Any]) -> str:
     blind = "" if row["blind"] is None else f"{row['blind']:.1%}"
     return (
         f"| {task} | {row['kind']} | {row['questions']:,} | {row['accuracy']:.1%} "
-        f"| {row['low']:.1%}–{row['high']:.1%} | {blind} | {row['calibration_error']:.1%} | {row['by_chance']:.1%} |"
+        f"| {row['low']:.1%}–{row['high']:.1%} | {blind} | {row['surest']:.1%} "
+        f"| {row['calibration_error']:.1%} | {row['by_chance']:.1%} |"
     )
 
 
-def captions(rows: Mapping[str, Any]) -> Iterator[str]:
-    yield "| captions of the held-out scenes | objects named | of these there | 95% interval | of those there named |"
-    yield "|---|---|---|---|---|"
-    for length, row in rows.items():
-        interval = f"{row['low']:.1%}–{row['high']:.1%}"
-        yield f"| {length} | {row['named']:,} | {row['true']:.1%} | {interval} | {row['recall']:.1%} |"
+def captions(quality: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        "| captions | objects named | of these there | 95% interval | of those there named | captions without a mistake "
+        "| calibration error |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for of, rows in (("scenes", quality["captions"]), ("a drawing", quality["captions of drawings"])):
+        for length, row in rows.items():
+            yield (
+                f"| of {of}, {length} | {row['named']:,} | {row['true']:.1%} | {row['low']:.1%}–{row['high']:.1%} "
+                f"| {row['recall']:.1%} | {row['whole']:.1%} | {row['calibration_error']:.1%} |"
+            )
 
 
 def photographs(rows: Mapping[str, Any]) -> Iterator[str]:
+    """What names the thing is in bold. At the end how many do."""
+    ways = ("short", "normal", "long", "What is this?")
     yield '| photograph | short | normal | "What is this?" | cat? dog? person? |'
     yield "|---|---|---|---|---|"
     for name, row in rows.items():
-        said, answers = row["said"], dict(row["answers"])
-        this = answers.pop("What is this?")
-        yield f"| {name} | {said['short']} | {said['normal']} | {this} | {', '.join(answers.values())} |"
+        texts = {**row["said"], **row["answers"]}
+        answers = list(row["answers"].values())[1:]
+        cells = [f"**{texts[way]}**" if row["named"][way] else texts[way] for way in ways if way != "long"]
+        yield f"| {name} | {' | '.join(cells)} | {', '.join(answers)} |"
+    for title, known in (("of what ImageNet has", True), ("of what it has not", False)):
+        some = [row for row in rows.values() if row["in_imagenet"] == known]
+        right = [f"{sum(row['named'][way] for row in some)} of {len(some)}" for way in ways if way != "long"]
+        yield f"| {title} | {' | '.join(right)} | |"
 
 
 if __name__ == "__main__":

@@ -129,17 +129,26 @@ def fit(
 def platt(probabilities: np.ndarray, right: np.ndarray, steps: int = 50) -> PlattScaling:
     """Logistic regression of being right on the logit of the probability (Platt 1999), by Newton's method.
 
-    probabilities, right: (M,). Platt's smoothed targets keep it finite where every answer is right.
+    probabilities, right: (M,). Platt's smoothed targets keep it finite where every answer is right. A step that overshoots,
+    as where nearly all answers are as sure as can be, is halved until it does not.
     """
     p = np.clip(probabilities, 1e-6, 1 - 1e-6)
     x = np.stack([np.log(p / (1 - p)), np.ones_like(p)], axis=1)  # (M, 2)
     target = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
+
+    def loss(weights: np.ndarray) -> float:
+        z = x @ weights  # (M,)
+        return float((np.logaddexp(0, z) - target * z).sum())
+
     weights = np.array([1.0, 0.0])
     for _ in range(steps):
-        predicted = 1 / (1 + np.exp(-x @ weights))
+        predicted = np.exp(-np.logaddexp(0, -x @ weights))  # (M,)
         gradient = x.T @ (predicted - target)
         curvature = (x * (predicted * (1 - predicted))[:, None]).T @ x + 1e-6 * np.eye(2)
-        weights = weights - np.linalg.solve(curvature, gradient)
+        step = np.linalg.solve(curvature, gradient)
+        while loss(weights - step) > loss(weights) and np.abs(step).max() > 1e-9:
+            step = step / 2
+        weights = weights - step
     return PlattScaling(scale=float(weights[0]), shift=float(weights[1]))
 
 

@@ -220,9 +220,10 @@ def identity(recipe: Recipe, mixture: Mixture, processes: int) -> dict[str, Any]
 
 
 def tokens_per_image(model: VisionLanguage, cache: FeatureCache | None) -> int:
-    """P + N, from the tower itself."""
+    """L + P + N, from the tower itself."""
+    likeliest = model.projector.likeliest
     if cache is not None:
-        return cache.shapes["patches"][0] + cache.shapes.get("pooled", [0])[0]
+        return cache.shapes["patches"][0] + cache.shapes.get("pooled", [0])[0] + likeliest
     from vision_lm.encoder import feature_width
 
-    return feature_width(model.encoder)[0] + len(model.encoder.config.pooled)
+    return feature_width(model.encoder)[0] + len(model.encoder.config.pooled) + likeliest

@@ -285,7 +285,7 @@ def test_a_shape_needs_no_file(tmp_path: Path) -> None:
     options = ["--concurrency", "1", "--tokens", "2", "--repeat", "1", "--device", "cpu"]
     assert main(["bench", "--shape", "mini", *options, "--json", str(path)]) == 0
     figures = json.loads(path.read_text())
-    assert figures["model"]["image_tokens"] == 67
+    assert figures["model"]["image_tokens"] == 69
     assert "--shape mini" in figures["command"]
     assert "--model" not in figures["command"]
 

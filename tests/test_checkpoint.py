@@ -143,6 +143,11 @@ def test_a_missing_or_damaged_file_is_named(folder: Path, name: str) -> None:
         (["projector", "hidden_features"], 0, "projector.hidden_features is 0"),
         (["projector", "positions"], -1, "projector.positions is -1"),
         (
+            ["projector", "likeliest"],
+            2,
+            "projector.likeliest is 2, allowed with pooled []: up to 0",
+        ),
+        (
             ["vision", "pooled"],
             ["subject"],
             "vision.pooled has 'subject', allowed where projector.pooled_softmax",

@@ -71,6 +71,8 @@ class ProjectorConfig:
     out_features: int  # Dt
     pooled_features: int = 0  # width E of a pooled token, 0 for none
     pooled_softmax: bool = False  # the pooled embedding is class logits: project probabilities instead
+    # Of the first pooled token's classes, added up by noun, so many of the likeliest nouns get a token each.
+    likeliest: int = 0
     # The checkpoint knows the features' means and spreads: (x - mean) / spread comes first.
     standardise: bool = False
     positions: int = 0  # N, if every patch's place is to have a learned embedding; 0 for none
@@ -178,6 +180,11 @@ class Config:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the stored weights
     format: int = FORMAT
 
+    @property
+    def pooled_tokens(self) -> int:
+        """Tokens of a picture beside those of its patches."""
+        return len(self.vision.pooled) + self.projector.likeliest
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
@@ -217,7 +224,7 @@ class Config:
             for name in names:
                 if not getattr(getattr(self, part), name) > 0:  # so that not-a-number is refused too
                     yield f"{part}.{name} is {getattr(getattr(self, part), name)}, allowed: above 0"
-        for name in ("pooled_features", "positions", "residual_features"):
+        for name in ("pooled_features", "likeliest", "positions", "residual_features"):
             if getattr(projector, name) < 0:
                 yield f"projector.{name} is {getattr(projector, name)}, allowed: 0 (none) and above"
         if vision.skip_patches < 0:
@@ -249,6 +256,9 @@ class Config:
             yield f"text.partial_rotary_factor turns {text.rotary_dim} of a head's {text.head_dim} values, allowed: an even number"
         if "subject" in vision.pooled and not projector.pooled_softmax:
             yield "vision.pooled has 'subject', allowed where projector.pooled_softmax is true: it mixes class probabilities"
+        most = projector.pooled_features if vision.pooled[:1] == ("subject",) else 0
+        if projector.likeliest > most:
+            yield f"projector.likeliest is {projector.likeliest}, allowed with pooled {list(vision.pooled)}: up to {most}"
         if bool(vision.pooled) != bool(projector.pooled_features):
             yield f"vision.pooled {list(vision.pooled)} and projector.pooled_features {projector.pooled_features} disagree"
         for name in ("image_token_id", "eos_token_id", "bos_token_id"):

@@ -49,7 +49,7 @@ def facts(checkpoint: Checkpoint) -> dict[str, str]:
         "name": config.name,
         "weights": f"{config.dtype}, {sum(sizes.values()):,} parameters",
         "encoder": f"{tower}, {config.vision.image_size} pixels a side, {sizes['encoder']:,} parameters",
-        "image tokens": f"{patches + len(config.vision.pooled)}, from patches {width} wide",
+        "image tokens": f"{patches + config.pooled_tokens}, from patches {width} wide",
         "projector": f"{'trained' if config.projector_trained else 'UNTRAINED'}, {sizes['projector']:,} parameters",
         "language": f"Phi of {text.num_hidden_layers} layers, {text.hidden_size} wide, {sizes['phi']:,} parameters",
         "vocabulary": f"{checkpoint.tokenizer.get_vocab_size():,} tokens in {text.vocab_size:,} rows",

@@ -69,7 +69,7 @@ def write_card(checkpoint: Checkpoint, card: ModelCard) -> str:
         width=config.text.hidden_size,
         parameters=sum(tensor.numel() for tensor in checkpoint.tensors.values()),
         dtype=config.dtype,
-        tokens=patches + len(config.vision.pooled),
+        tokens=patches + config.pooled_tokens,
         context=config.text.max_position_embeddings,
         data="\n".join(f"- {item}" for item in card.data) or "Not stated.",
         figures="\n".join(f"- {name}: {value}" for name, value in card.metrics.items()) or "None measured.",

@@ -15,6 +15,9 @@ from vision_lm.encoder import ImageEncoder, feature_width
 from vision_lm.errors import CheckpointError
 from vision_lm.model_files import one_line
 
+# Tensors of whole numbers: for each of the tower's classes the number of one.
+CLASSES = {"projector.nouns"}
+
 
 def expected_tensors(config: Config) -> dict[str, torch.Size]:
     """Name and shape of every tensor that a checkpoint of this config holds."""
@@ -86,17 +89,32 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Si
         for name, tensor in tensors.items()
         if name in expected and tensor.shape != expected[name]
     ]
-    # The one integer that belongs in a model is the scalar count of a batch norm.
-    integers = [f"{name} ({t.dtype})" for name, t in tensors.items() if t.ndim and not t.is_floating_point()]
+    # The integers that belong in a model are the scalar count of a batch norm, and these.
+    integers = [
+        f"{name} ({t.dtype})"
+        for name, t in tensors.items()
+        if t.ndim and not t.is_floating_point() and name not in CLASSES
+    ]
+    astray = [
+        f"{name} ({tensors[name].dtype})" for name in CLASSES & tensors.keys() if _astray(tensors[name])
+    ]
     problems = {
         "missing tensors": expected.keys() - tensors.keys(),
         "unexpected tensors": tensors.keys() - expected.keys(),
         "wrong shapes": wrong_shape,
         "not floating point": integers,
+        "not all the number of a class": astray,
     }
     found = [f"{problem}: {_names(names)}" for problem, names in problems.items() if names]
     if found:
         raise CheckpointError(f"{where}: {'; '.join(found)}; the tensors do not fit the config")
+
+
+def _astray(classes: Tensor) -> bool:
+    """Whether any value is no place in the tensor itself; of one without values, by its type alone."""
+    if classes.dtype != torch.int64:
+        return True
+    return not classes.is_meta and bool(((classes < 0) | (classes >= classes.numel())).any())
 
 
 def _names(names: Iterable[str], shown: int = 3) -> str:

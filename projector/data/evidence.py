@@ -125,11 +125,17 @@ class EvidenceLender:
         if draw < 0.2:  # a person: several of the classes that come with one
             return rng.sample(self.people, rng.choice((1, 2, 2, 3)))
         if draw < 0.45:  # two unlike things, so that neither is certain
-            return [rng.choice(self.nouns[noun]) for noun in rng.sample(list(self.nouns), 2)]
-        members = self.nouns[rng.choice(list(self.nouns))] if draw < 0.75 else None
-        if members is None:
-            return [rng.randrange(len(CLASSES))]
-        return rng.sample(members, min(len(members), rng.choice((1, 1, 2, 3))))
+            return [
+                peak for noun in rng.sample(list(self.nouns), 2) for peak in self._some(noun, rng, (1, 1, 2))
+            ]
+        if draw < 0.75:
+            return self._some(rng.choice(list(self.nouns)), rng, (1, 1, 2, 3))
+        return [rng.randrange(len(CLASSES))]
+
+    def _some(self, noun: str, rng: random.Random, counts: Sequence[int]) -> list[int]:
+        """Classes that people call by this noun."""
+        members = self.nouns[noun]
+        return rng.sample(members, min(len(members), rng.choice(counts)))
 
 
 def lend_all(

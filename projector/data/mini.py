@@ -16,6 +16,7 @@ from torch import Tensor
 
 from projector.data.evidence import EvidenceLender
 from projector.data.samples import iter_jsonl
+from projector.likeliest import with_likeliest
 from projector.module import Projector
 from projector.points import PLACE_GAIN, places, with_points
 from vision_lm.checkpoint import Checkpoint, write_checkpoint
@@ -93,7 +94,7 @@ def create_mini(root: Path, out: Path, seed: int = 0) -> None:
         for prefix, module in modules.items()
         for name, t in module.state_dict().items()
     }
-    begun = with_points(Checkpoint(config, tensors, tokenizer))
+    begun = with_likeliest(with_points(Checkpoint(config, tensors, tokenizer)))
     write_checkpoint(out, begun.config, begun.tensors, begun.tokenizer)
 
 

@@ -38,3 +38,26 @@ def test_answers_alone_and_in_company(tmp_path: Path) -> None:
         assert [getattr(one, "prediction", "") for one in alone] == [
             getattr(one, "prediction", "") for one in company
         ]
+
+
+def test_a_follow_up_is_asked_after_what_came_first(tmp_path: Path) -> None:
+    """As `chat` asks it, with the right answers of before: their words are in the prompt, and the picture but once."""
+    path = tmp_path / "scene.png"
+    image = Image.new("RGB", (96, 96), "white")
+    ImageDraw.Draw(image).ellipse((20, 20, 70, 70), fill="red")
+    image.save(path)
+    vlm = vision_lm.load("mini", device="cpu")
+    first, then = "What shape is it?", "and what colour is it?"
+    item = Item("1", path, ("red",), then, before=((first, "circle"),))
+    (found,) = Asking(vlm, "{question}", "normal", None, 1)([item], blind=False)
+    shown = {"type": "image", "image": path}
+    expected = vlm.chat(
+        [
+            {"role": "user", "content": [shown, {"type": "text", "text": first}]},
+            {"role": "assistant", "content": "circle"},
+            {"role": "user", "content": then},
+        ]
+    )
+    assert isinstance(found, Prediction)
+    assert (found.prediction, found.confidence) == (str(expected), expected.confidence)
+    assert str(expected) == "red"

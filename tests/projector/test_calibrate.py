@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from projector.calibrate import apply, calibration_error, fit
+from projector.calibrate import apply, calibration_error, fit, platt
 from vision_lm.confidence import Sureness, of_answer
 from vision_lm.config import Calibration, PlattScaling
 
@@ -56,3 +57,26 @@ def test_without_answers_that_point_there_are_no_curves_for_them() -> None:
     reported, words = noise.uniform(0.3, 0.999, 2_000), noise.integers(1, 3, 2_000)
     fitted = fit(reported, noise.random(2_000) < reported, words, np.zeros(2_000, int))
     assert fitted.pointing == () and fitted.word is not None
+
+
+def test_answers_that_are_nearly_all_certain_have_a_curve() -> None:
+    """As "unanswerable" has where it is well learnt: the fit is the least of Platt's loss, which torch finds by LBFGS."""
+    noise = np.random.default_rng(0)
+    reported = np.concatenate([np.full(470, 0.9999), noise.uniform(0.3, 0.9, 20)])
+    right = np.ones(490, bool)
+    right[[0, 1, *range(470, 475)]] = False
+    found = platt(reported, right)
+    p = torch.from_numpy(reported)
+    target = torch.where(torch.from_numpy(right), 484 / 485, 1 / 9).double()
+    weights = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        z = weights[0] * torch.log(p / (1 - p)) + weights[1]
+        found = torch.nn.functional.binary_cross_entropy_with_logits(z, target, reduction="sum")
+        found.backward()
+        return found
+
+    optimizer.step(loss)
+    assert (found.scale, found.shift) == pytest.approx(weights.tolist(), abs=1e-4)

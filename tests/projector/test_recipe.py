@@ -109,6 +109,8 @@ def test_our_own_recipes_are_good(path: Path) -> None:
         "honest": "build/mini-lined",  # the mean of both
         "lent": "build/mini-sure",  # the mean of the two runs before
         "absent": "build/mini-lent-mean",  # the mean of both
+        "ranked": "build/mini-ranked",  # the mean of both, with tokens of the likeliest nouns
+        "crisp": "build/mini-likeliest-mean",  # the mean of that run's start and end
     }  # mini's later instruct runs
     recipe = Recipe.load(path)
     check_stage(recipe, "instruct" if stage in before else stage)  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ def run(settings: Settings) -> Report:
 
 
 def _prompt_tokens(config: Config, settings: Settings) -> int:
-    picture = patch_layout(config.vision)[0] + len(config.vision.pooled)
+    picture = patch_layout(config.vision)[0] + config.pooled_tokens
     return settings.prompt_tokens(picture, config.text.max_position_embeddings)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from vision_lm.checkpoint import Checkpoint, expected_tensors
 from vision_lm.config import Config, TextConfig
 from vision_lm.engine.device import DTYPES
-from vision_lm.skeleton import phi_shapes
+from vision_lm.skeleton import CLASSES, phi_shapes
 
 RING = 1_048_573  # values drawn; odd, so that the rows of a matrix, whose widths are even, all differ
 SPREAD = 0.02  # standard deviation of a weight
@@ -76,6 +76,8 @@ def _fresh(name: str, shape: torch.Size, noise: Noise) -> Tensor:
     """A tensor of random values; scales and variances are 1, so that numbers stay of a size."""
     if not shape:  # the count of a batch norm
         return torch.zeros((), dtype=torch.int64)
+    if name in CLASSES:  # each of a noun of its own
+        return torch.arange(shape[0])
     if len(shape) == 1 and name.endswith(("weight", "running_var", "spread")):
         return noise.tensor(shape, 0.0).add_(1.0)
     return noise.tensor(shape, SPREAD)

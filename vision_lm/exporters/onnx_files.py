@@ -217,8 +217,7 @@ def _write_settings(checkpoint: Checkpoint, folder: Path, apart: list[str], note
 
 
 def _image_tokens(checkpoint: Checkpoint) -> int:
-    vision = checkpoint.config.vision
-    return checkpoint.patch_layout[0] + len(vision.pooled)
+    return checkpoint.patch_layout[0] + checkpoint.config.pooled_tokens
 
 
 def _model(checkpoint: Checkpoint, apart: list[str]) -> dict[str, Any]:
