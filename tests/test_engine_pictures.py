@@ -140,3 +140,24 @@ def test_a_conversation_with_too_many_pictures_is_refused_and_the_next_one_answe
     assert isinstance(refused, RequestError)
     assert str(answer) == str(vlm.chat(one))
     assert vlm.engine.counts().pictures_encoded == before.pictures_encoded
+
+
+def test_pictures_that_wait_together_are_encoded_together(decoder: TorchDecoder) -> None:
+    """Twelve requests that arrive while another is computed: their pictures go to the encoder in a call or two, not one each."""
+    begun, all_wait, calls = threading.Event(), threading.Event(), list[int]()
+
+    def counted(images: Any) -> Any:
+        calls.append(len(images))
+        begun.set()
+        all_wait.wait()
+        return encode(images)
+
+    engine = Engine(decoder, counted, PLACEHOLDER, cache_tokens=4096)
+    first = engine.submit(about(50), Sampling(max_tokens=1))
+    begun.wait()
+    tickets = [engine.submit(about(picture), ASKED) for picture in range(12)]
+    all_wait.set()
+    first.result()
+    found = [ticket.result().tokens for ticket in tickets]
+    assert sum(calls) == 13 and len(calls) <= 3 and max(calls) >= 6
+    assert found == [engine_of(decoder).generate([about(picture)], ASKED)[0].tokens for picture in range(12)]
