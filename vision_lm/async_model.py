@@ -20,7 +20,7 @@ class Piece:
 
 
 class AsyncAnswer:
-    """The answer to one `VisionLM.submit`. Read it once: `await` `whole()`, or iterate over `pieces()`."""
+    """The answer to one `Answerer.submit`. Read it once: `await` `whole()`, or iterate over `pieces()`."""
 
     def __init__(self, pending: Pending) -> None:
         self._pending = pending

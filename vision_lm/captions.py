@@ -6,7 +6,9 @@ import re
 
 from vision_lm.engine.stopping import Cycles, FinishReason
 
-REPEATED_WORDS = 3  # a loop once as many repeat: in a caption even "a dog, a dog, a dog" is one
+REPEATED_WORDS = (
+    3  # words that must repeat to count as a loop: in a caption even "a dog, a dog, a dog" is one
+)
 
 # A full stop ends a sentence only before a blank or at the end: "3.5" and "1.1.1.1" go on.
 _SENTENCE = re.compile(r"\s*(.+?[.!?]+[\"')\]]*)(?=\s|\Z)", re.DOTALL)

@@ -53,7 +53,8 @@ def sureness(logprob: float, rival: float, *, pointing: bool = False) -> float:
 def of_answer(text: str, sure: Sureness, calibration: Calibration) -> float:
     """0 to 1: that an answer to a question is right; 0 for one without words.
 
-    Of a phrase that all of it is, of whole sentences their words' geometric mean.
+    A phrase is scored by the product over its words' tokens, for all must be right; text that ends as a sentence does by
+    their geometric mean.
     """
     words = sure.words
     if not words:

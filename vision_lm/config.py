@@ -310,7 +310,7 @@ _TEMPLATES = {
     "image": (["image"],),
 }
 
-# Of these even 0 makes no model.
+# Must be above zero.
 _POSITIVE = {
     "vision": ("embed_dim", "image_size"),
     "projector": ("in_features", "hidden_features", "out_features"),

@@ -50,8 +50,8 @@ class VisionLM(Answerer):
 
         `quantize`: int8 or int4 keeps the language model's weights in so few bits.
 
-        `cache_tokens`: of how many tokens keys and values are kept, of requests under way and of those before them;
-        None: see docs/engine.md. Raises RequestError for less than 1.
+        `cache_tokens`: size of the key-value cache in tokens, shared by running requests and kept prefixes; None: chosen
+        by device, see docs/engine.md. Raises RequestError for less than 1.
 
         `allow_url_hosts`: the hosts from which pictures given as http(s) URLs are fetched; see `vision_lm.fetch`.
         """

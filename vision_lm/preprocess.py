@@ -36,7 +36,7 @@ def levels(config: VisionConfig) -> np.ndarray:
 
 
 def pixel_digest(pixels: np.ndarray) -> bytes:
-    """Of a fitted picture's pixels (H, W, 3), uint8: the same bytes high and wide are two pictures."""
+    """16 bytes of a fitted picture's pixels (H, W, 3), uint8, and of its shape: the same bytes high and wide are two pictures."""
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16)
     if pixels.shape[0] != pixels.shape[1]:  # no square, whose size the number of bytes tells
         digest.update(repr(pixels.shape).encode())

@@ -20,7 +20,6 @@ PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jxl"),
 )
-BUILT_IN = ("image", "name", "stem", "folder")  # columns that every picture has
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The tasks by name, and which files each reads."""
+"""The tasks by name."""
 
 from __future__ import annotations
 

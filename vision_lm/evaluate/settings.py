@@ -14,7 +14,7 @@ UNDER_WAY = 64  # requests, each with its picture in memory
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """Where a task's published files are; which of them a task needs is in `vision_lm.evaluate.registry`."""
+    """Where a task's published files are; each reader in `vision_lm.evaluate.published` names those it needs."""
 
     questions: Path | None = None
     annotations: Path | None = None
