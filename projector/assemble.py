@@ -80,14 +80,13 @@ def _with_lora(phi: nn.Module, rank: int) -> nn.Module:
 
 @torch.no_grad()
 def _merged(phi: Any) -> dict[str, Tensor]:
-    """The base model's state with every adapter added in, the model itself left as it was."""
-    phi.merge_adapter()
-    try:
-        state = phi.get_base_model().state_dict()
-        return {
-            name.replace(".base_layer", ""): tensor.clone()
-            for name, tensor in state.items()
-            if ".lora_" not in name
-        }
-    finally:
-        phi.unmerge_adapter()
+    """The base model's state with every adapter added in. The model itself is not touched: to add and subtract would leave
+    rounding errors in weights that a resumed run reads from the start.
+    """
+    base = phi.get_base_model()
+    state = {name: tensor for name, tensor in base.state_dict().items() if ".lora_" not in name}
+    for name, layer in base.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            weight = f"{name}.base_layer.weight"
+            state[weight] = state[weight] + layer.get_delta_weight(layer.active_adapter[0])
+    return {name.replace(".base_layer", ""): tensor for name, tensor in state.items()}
